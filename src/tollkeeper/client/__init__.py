@@ -1,0 +1,1 @@
+"""What callers import: HTTP connections to a Tollkeeper service, keys minted and kept."""

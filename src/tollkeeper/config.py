@@ -1,0 +1,104 @@
+"""Settings: frozen, read once from the environment, printed with secrets masked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tollkeeper.kernel.errors import ConfigurationError
+
+CREDITS_PORT = 5004
+"""Port of the credits service (DESIGN section 3)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the environment says; every field is documented in `docs/guide/configuration.md`.
+
+    Durations are seconds, sizes are counts or bytes as the name says.
+    """
+
+    credits_dsn: str | None = None
+    access_dsn: str | None = None
+    data: Path = Path(".tollkeeper")
+    host: str = "127.0.0.1"
+    credits_port: int = CREDITS_PORT
+    url: str | None = None
+    api_key: str | None = None
+    pool_size: int = 8
+    lanes: int = 2
+    queue_limit: int = 32_768
+    batch_limit: int = 2_000
+    acquire_timeout_s: float = 5.0
+    body_limit_bytes: int = 8 * 1024 * 1024
+    drain_timeout_s: float = 30.0
+    log_level: str = "info"
+    log_format: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("pool_size", "lanes", "queue_limit", "batch_limit", "body_limit_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(problem=f"{variable_of(name)} must be at least 1.")
+        if self.lanes > min(self.pool_size, 256):
+            raise ConfigurationError(
+                problem=f"{variable_of('lanes')} must not exceed {variable_of('pool_size')}: "
+                "a lane needs a connection."
+            )
+        if not 0 < self.credits_port < 65_536:
+            raise ConfigurationError(problem=f"{variable_of('credits_port')} must be 1..65535.")
+
+    def masked(self) -> dict[str, str | int | float | None]:
+        """Return the settings for printing: no password, no key."""
+        shown: dict[str, str | int | float | None] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is not None and field.name == "api_key":
+                value = "***"
+            elif value is not None and field.name.endswith("_dsn"):
+                value = mask_dsn(value)
+            shown[field.name] = str(value) if isinstance(value, Path) else value
+        return shown
+
+
+def variable_of(name: str) -> str:
+    """Return the environment variable of a setting."""
+    return f"TOLLKEEPER_{name.upper()}"
+
+
+def mask_dsn(dsn: str) -> str:
+    """Return a DSN without its password."""
+    parts = urlsplit(dsn)
+    if parts.password is None:
+        return dsn
+    return dsn.replace(f":{parts.password}@", ":***@", 1)
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings from `TOLLKEEPER_*` variables.
+
+    Raises:
+        ConfigurationError: a value that is not of its type, out of range, or an unknown variable.
+    """
+    known = {variable_of(field.name): field for field in fields(Settings)}
+    values: dict[str, object] = {}
+    for variable, text in environment.items():
+        if not variable.startswith("TOLLKEEPER_") or not text:
+            continue
+        field = known.get(variable)
+        if field is None:
+            raise ConfigurationError(
+                problem=f"{variable} is not a setting; known are {', '.join(sorted(known))}."
+            )
+        values[field.name] = _parse(variable, text, str(field.type))
+    return Settings(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type
+
+
+def _parse(variable: str, text: str, kind: str) -> object:
+    try:
+        if "int" in kind:
+            return int(text)
+        if "float" in kind:
+            return float(text)
+    except ValueError as error:
+        raise ConfigurationError(problem=f"{variable} must be a number, not {text!r}.") from error
+    return Path(text) if "Path" in kind else text

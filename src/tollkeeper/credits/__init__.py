@@ -1,0 +1,1 @@
+"""The ledger: prepaid credits, exact under any load and failure."""

@@ -1,0 +1,1 @@
+"""Everything that speaks PostgreSQL below the stores: pool, named queries, embedded server."""

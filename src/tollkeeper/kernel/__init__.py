@@ -1,0 +1,1 @@
+"""The nouns every slice shares: errors, ids, amounts, clock, backoff. Standard library only."""

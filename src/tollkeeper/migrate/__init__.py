@@ -1,0 +1,1 @@
+"""The schema runner: plain SQL files, applied in order, once, by one runner at a time."""

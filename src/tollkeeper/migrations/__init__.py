@@ -1,0 +1,1 @@
+"""Schema changes, one folder per database, shipped inside the package."""

@@ -1,0 +1,1 @@
+"""Telemetry: structured logs and the metrics registry."""

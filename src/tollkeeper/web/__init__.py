@@ -1,0 +1,1 @@
+"""What every HTTP face shares: problem documents, authentication, limits, middleware."""
