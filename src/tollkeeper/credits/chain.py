@@ -1,0 +1,160 @@
+"""The hash chain: canonical bytes of a transaction, its link to the one before, and verification.
+
+One chain per account; its first link hangs on the account's genesis, which binds account and tenant.
+A hash is SHA-256 over the version byte, the previous hash, and the length-prefixed fields, so no two
+different rows have the same bytes. Pure: anyone with the rows can recompute it.
+"""
+
+import hashlib
+import struct
+from datetime import UTC, datetime, timedelta
+
+from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Transaction
+from tollkeeper.kernel.ids import AccountId, TenantId
+
+CHAIN_VERSION = 1
+"""First byte of everything hashed; a new way to hash gets a new number."""
+
+HASH_BYTES = 32
+_ABSENT = b"\xff\xff\xff\xff"
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_LENGTH = struct.Struct(">I")
+_GENESIS = struct.Struct(">BII")
+
+# version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence, created_at in
+# µs, request fingerprint. One pack call instead of seven took the link from 4.6 µs to 2.4 µs.
+_FIXED = struct.Struct(">B32s I16s Iq Iq Iq Iq Iq I32s")
+
+
+def microseconds_since_epoch(moment: datetime) -> int:
+    """Return whole microseconds since 1970, PostgreSQL's resolution."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def genesis(account_id: AccountId, tenant_id: TenantId) -> bytes:
+    """Return the hash an account's chain begins with."""
+    account, tenant = account_id.encode(), tenant_id.encode()
+    head = _GENESIS.pack(CHAIN_VERSION, len(account), len(tenant))
+    return hashlib.sha256(head + account + tenant).digest()
+
+
+def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fields in chain order
+    previous: bytes,
+    transaction_id: bytes,
+    amount: int,
+    balance: int,
+    reserved: int,
+    sequence: int,
+    created_us: int,
+    fingerprint: bytes,
+    account_id: AccountId,
+    kind: Kind,
+    description: str | None,
+    metadata: str | None,
+) -> bytes:
+    """Return the hash of a transaction from its fields and the hash before it.
+
+    Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since 1970.
+    """
+    fixed = _FIXED.pack(
+        CHAIN_VERSION, previous, 16, transaction_id, 8, amount, 8, balance, 8, reserved,
+        8, sequence, 8, created_us, 32, fingerprint,
+    )  # fmt: skip
+    account, kind_bytes = account_id.encode(), kind.encode()
+    tail = (
+        _LENGTH.pack(len(account)) + account + _LENGTH.pack(len(kind_bytes)) + kind_bytes
+        + (_ABSENT if description is None else _prefixed(description.encode()))
+        + (_ABSENT if metadata is None else _prefixed(hashlib.sha256(metadata.encode()).digest()))
+    )  # fmt: skip
+    return hashlib.sha256(fixed + tail).digest()
+
+
+def link_of(previous: bytes, transaction: Transaction) -> bytes:
+    """Return the hash `transaction` must have when it follows `previous`."""
+    return link(
+        previous,
+        transaction.transaction_id.bytes,
+        transaction.amount,
+        transaction.balance,
+        transaction.reserved,
+        transaction.sequence,
+        microseconds_since_epoch(transaction.created_at),
+        transaction.fingerprint,
+        transaction.account_id,
+        transaction.kind,
+        transaction.description,
+        transaction.metadata,
+    )
+
+
+class AccountVerifier:
+    """Checks one account: feed its transactions in order of sequence, then `finish`.
+
+    Every fault names the row where it was found. After a broken hash the check goes on from the hash
+    that is stored, so one edited row is one fault and not a thousand.
+    """
+
+    __slots__ = ("_account", "_balance", "_head", "_sequence", "consumed", "faults", "topped_up")
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self._head = genesis(account.account_id, account.tenant_id)
+        self._sequence = 0
+        self._balance = 0
+        self.topped_up = 0
+        self.consumed = 0
+        self.faults: list[Fault] = []
+
+    def feed(self, transaction: Transaction) -> None:
+        """Check the next transaction against the ones before it."""
+        expected_sequence = self._sequence + 1
+        if transaction.sequence != expected_sequence:
+            self._report(
+                transaction.sequence, FaultKind.SEQUENCE,
+                f"expected sequence {expected_sequence}: rows are missing, doubled or moved",
+            )  # fmt: skip
+        if transaction.kind is Kind.TOPUP:
+            self.topped_up += transaction.amount
+            balance = self._balance + transaction.amount
+        else:
+            self.consumed += transaction.amount
+            balance = self._balance - transaction.amount
+        if transaction.balance != balance or not 0 <= transaction.reserved <= transaction.balance:
+            self._report(
+                transaction.sequence, FaultKind.BALANCE,
+                f"balance {transaction.balance}, reserved {transaction.reserved}; expected balance {balance}",
+            )  # fmt: skip
+        if link_of(self._head, transaction) != transaction.hash:
+            self._report(
+                transaction.sequence, FaultKind.HASH,
+                "the row does not have the hash it was written with, or the row before it changed",
+            )  # fmt: skip
+        self._sequence = transaction.sequence
+        self._balance = transaction.balance
+        self._head = transaction.hash
+
+    def finish(self) -> None:
+        """Check the account row against its last transaction."""
+        account = self._account
+        if account.version != self._sequence:
+            self._report(
+                0, FaultKind.SEQUENCE,
+                f"the account is at {account.version}, its last transaction is {self._sequence}",
+            )  # fmt: skip
+        if account.balance != self._balance or not 0 <= account.reserved <= account.balance:
+            self._report(
+                0, FaultKind.BALANCE,
+                f"the account has balance {account.balance}, its transactions end at {self._balance}",
+            )  # fmt: skip
+        if account.head_hash != self._head:
+            self._report(0, FaultKind.HEAD, "the account's head is not the hash of its last transaction")
+
+    def _report(self, sequence: int, fault: FaultKind, detail: str) -> None:
+        self.faults.append(
+            Fault(account_id=self._account.account_id, sequence=sequence, fault=fault, detail=detail)
+        )
+
+
+def _prefixed(value: bytes) -> bytes:
+    return _LENGTH.pack(len(value)) + value

@@ -1,0 +1,184 @@
+"""Errors of the ledger.
+
+CreditsError
+├── Refusal                       the ledger said no; nothing was written, no key was kept
+│   ├── AccountNotFound
+│   ├── AccountTaken              the account belongs to another tenant
+│   ├── InsufficientCredits
+│   ├── BalanceTooLarge           the balance would pass 63 bits
+│   ├── KeyReused                 the same key brought another request
+│   └── KeyExpired                a UUIDv7 key older than the keys' lifetime, or from the future
+├── InvalidRequest                a field that cannot be; `problems` names each
+└── Busy                          try again later, with the same key
+    ├── QueueFull
+    ├── Draining
+    ├── LedgerUnavailable         retries are used up
+    └── VerificationRunning       one verification at a time
+"""
+
+from dataclasses import dataclass, field
+
+from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.kernel.ids import AccountId
+
+
+@dataclass(eq=False, kw_only=True)
+class CreditsError(TollkeeperError):
+    """Base of the ledger's errors."""
+
+
+@dataclass(eq=False, kw_only=True)
+class Refusal(CreditsError):
+    """A rule of the ledger refused the operation; it left no trace."""
+
+
+@dataclass(eq=False, kw_only=True)
+class AccountNotFound(Refusal):
+    """No such account, or not one of the caller's tenant."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Name the account."""
+        return f"there is no account {self.account_id}; open it first"
+
+
+@dataclass(eq=False, kw_only=True)
+class AccountTaken(Refusal):
+    """The account exists and belongs to another tenant."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Name the account, but not its tenant."""
+        return f"account {self.account_id} exists and belongs to another tenant"
+
+
+@dataclass(eq=False, kw_only=True)
+class InsufficientCredits(Refusal):
+    """The account has less available than required (both in minor units)."""
+
+    account_id: AccountId
+    available: int
+    required: int
+
+    def message(self) -> str:
+        """Say what is there and what was needed."""
+        return f"account {self.account_id} has {self.available} available, {self.required} required"
+
+
+@dataclass(eq=False, kw_only=True)
+class BalanceTooLarge(Refusal):
+    """The balance would no longer fit into 63 bits."""
+
+    account_id: AccountId
+    balance: int
+    amount: int
+
+    def message(self) -> str:
+        """Say which sum is too large."""
+        return f"the balance of {self.account_id} would pass 63 bits: {self.balance} + {self.amount}"
+
+
+@dataclass(eq=False, kw_only=True)
+class KeyReused(Refusal):
+    """The idempotency key was used for another request on this account."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Say what to do."""
+        return (
+            f"this Idempotency-Key was used for another request on account {self.account_id}; "
+            "use a new key for a new request"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class KeyExpired(Refusal):
+    """A UUIDv7 key whose time is outside the keys' lifetime: it may have been charged long ago."""
+
+    age_s: float
+    lifetime_s: float
+
+    def message(self) -> str:
+        """Say how old the key is and why that matters."""
+        if self.age_s < 0:
+            return f"this Idempotency-Key is dated {-self.age_s:.0f} s in the future; check the clock"
+        return (
+            f"this Idempotency-Key is {self.age_s:.0f} s old and keys are kept {self.lifetime_s:.0f} s: "
+            "it may have been charged; look at the account's history before using a new key"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FieldProblem:
+    """What is wrong with one field of a request."""
+
+    field: str
+    detail: str
+
+
+@dataclass(eq=False, kw_only=True)
+class InvalidRequest(CreditsError):
+    """One or more fields cannot be accepted as they stand."""
+
+    errors: tuple[FieldProblem, ...]
+
+    def message(self) -> str:
+        """Name every field with its problem."""
+        return "; ".join(f"{problem.field}: {problem.detail}" for problem in self.errors)
+
+
+@dataclass(eq=False, kw_only=True)
+class Busy(CreditsError):
+    """Not now; the same request with the same key is safe to send again."""
+
+    retry_after_s: int = field(default=1)
+
+
+@dataclass(eq=False, kw_only=True)
+class QueueFull(Busy):
+    """More operations wait than the engine's bound allows."""
+
+    waiting: int
+    limit: int
+
+    def message(self) -> str:
+        """Say how many wait."""
+        return f"{self.waiting} operations wait of at most {self.limit}; send this again later"
+
+
+@dataclass(eq=False, kw_only=True)
+class Draining(Busy):
+    """The service is going away and accepts nothing new."""
+
+    def message(self) -> str:
+        """Say that another instance should be asked."""
+        return "this service is shutting down; send this again"
+
+
+@dataclass(eq=False, kw_only=True)
+class LedgerUnavailable(Busy):
+    """The retries are used up. The operation may have been committed: the key tells."""
+
+    attempts: int
+    reason: str
+
+    def message(self) -> str:
+        """Say that the same key resolves the outcome."""
+        return (
+            f"the ledger could not answer in {self.attempts} attempts ({self.reason}); "
+            "send the same request with the same key to learn the outcome"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class VerificationRunning(Busy):
+    """Another verification runs in this process."""
+
+    def message(self) -> str:
+        """Say what to do."""
+        return "another verification is running; try again when it has ended"
+
+
