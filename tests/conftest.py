@@ -1,0 +1,152 @@
+"""What every test may use: a real PostgreSQL per run, and a fresh database per test.
+
+`server` starts once per run, in a directory of its own; `credits_dsn` and `access_dsn` are clones
+of a template that has all migrations, `empty_dsn` has nothing. A test with `other_server` runs on
+every PostgreSQL that is installed here.
+"""
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from tollkeeper.database.embedded import EmbeddedServer, all_binaries
+
+
+class Databases:
+    """Makes and drops the databases of one server; blocking, callable from any test."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+        self._numbers = itertools.count(1)
+        self._templates: set[str] = set()
+
+    @contextmanager
+    def fresh(self, template: str | None = None) -> Iterator[str]:
+        """Lend the DSN of a new database: empty, or a clone with all migrations of `template`."""
+        source = "template1" if template is None else self._migrated(template)
+        name = f"test_{next(self._numbers)}"
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        try:
+            yield self._server.dsn(name)
+        finally:
+            self._execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def _migrated(self, database: str) -> str:
+        name = f"template_{database}"
+        if name not in self._templates:
+            self._execute(f"CREATE DATABASE {name}")
+            run(lambda: _apply_migrations(self._server.dsn(name), database))
+            self._templates.add(name)
+        return name
+
+    def _execute(self, statement: str) -> None:
+        run(lambda: _execute(self._server.dsn("postgres"), statement))
+
+
+def run(work: Callable[[], Coroutine[object, object, None]]) -> None:
+    """Run a coroutine in a thread of its own: the caller may have an event loop already."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        thread.submit(lambda: asyncio.run(work())).result()
+
+
+async def _execute(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _apply_migrations(dsn: str, database: str) -> None:
+    folder = files("tollkeeper.migrations").joinpath(database)
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.iterdir(), key=lambda each: each.name):
+        if file.name.endswith(".sql"):
+            await _execute(dsn, file.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def temporary_server(binaries: Path | None = None) -> Iterator[EmbeddedServer]:
+    """Lend a server in a directory that is removed afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="tollkeeper-test-") as directory,
+        EmbeddedServer.start(Path(directory), binaries=binaries) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The PostgreSQL of this run. Who wants to kill one starts their own."""
+    with temporary_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def databases(server: EmbeddedServer) -> Databases:
+    """Makes databases on `server`."""
+    return Databases(server)
+
+
+@pytest.fixture
+def empty_dsn(databases: Databases) -> Iterator[str]:
+    """A fresh empty database."""
+    with databases.fresh() as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def credits_dsn(databases: Databases) -> Iterator[str]:
+    """A fresh database with all migrations of `credits`."""
+    with databases.fresh("credits") as dsn:
+        yield dsn
+
+
+@pytest.fixture
+def access_dsn(databases: Databases) -> Iterator[str]:
+    """A fresh database with all migrations of `access`."""
+    with databases.fresh("access") as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="session")
+def server_installations() -> tuple[Path, ...]:
+    """The directories of every PostgreSQL installed here; the first is what `server` runs."""
+    return all_binaries()
+
+
+@pytest.fixture(scope="session")
+def other_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
+    """A server of each PostgreSQL installed here, in turn."""
+    with temporary_server(request.param) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def other_databases(other_server: EmbeddedServer) -> Databases:
+    """Makes databases on `other_server`."""
+    return Databases(other_server)
+
+
+@pytest.fixture
+def other_credits_dsn(other_databases: Databases) -> Iterator[str]:
+    """A fresh database with all migrations of `credits`, on each PostgreSQL installed here."""
+    with other_databases.fresh("credits") as dsn:
+        yield dsn
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what asks for `other_server` once for each installation."""
+    if "other_server" in metafunc.fixturenames:
+        installed = all_binaries()
+        names = [str(path.parent).rsplit("/", maxsplit=1)[-1] for path in installed]
+        metafunc.parametrize("other_server", installed, ids=names, indirect=True, scope="session")
