@@ -98,7 +98,7 @@ FOR EACH ROW EXECUTE FUNCTION refuse_change();
 CREATE FUNCTION create_partitions(at timestamptz, quarters_ahead integer, days_ahead integer)
 RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER
-SET search_path FROM CURRENT
+SET search_path = public, pg_temp
 SET timezone = 'UTC'
 SET lock_timeout = '2s' AS $$
 DECLARE
