@@ -1,0 +1,63 @@
+"""The part of asyncpg's interface that Tollkeeper uses, written down because asyncpg has no types.
+
+Not a wrapper: at run time these are asyncpg's own objects; what each method does is said there.
+A column's type is known by its query and checked by the tests, not by the compiler, so the values
+of a row are the one place where `Any` enters.
+"""
+# ruff: noqa: ASYNC109, D102 - the signatures and their documentation are asyncpg's
+
+from collections.abc import AsyncIterable, ItemsView, Iterable, Iterator, KeysView, Sequence
+from types import TracebackType
+from typing import Any, Protocol
+
+
+class Row(Protocol):
+    """One row, as asyncpg's `Record`: by column name or position; iteration gives the values."""
+
+    def __getitem__(self, key: str | int, /) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
+    def __len__(self) -> int: ...
+    def keys(self) -> KeysView[str]: ...
+    def items(self) -> ItemsView[str, Any]: ...
+
+
+class UnitOfWork(Protocol):
+    """A database transaction as a context: commits at the end, rolls back on any exception."""
+
+    async def __aenter__(self) -> None: ...
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+        /,
+    ) -> None: ...
+
+
+class Connection(Protocol):
+    """The part of `asyncpg.Connection` that Tollkeeper uses."""
+
+    async def execute(self, query: str, *args: object, timeout: float | None = None) -> str: ...
+    async def executemany(
+        self, command: str, args: Iterable[Sequence[object]], *, timeout: float | None = None
+    ) -> None: ...
+    async def fetch(
+        self, query: str, *args: object, timeout: float | None = None
+    ) -> Sequence[Row]: ...
+    async def fetchrow(
+        self, query: str, *args: object, timeout: float | None = None
+    ) -> Row | None: ...
+    async def fetchval(
+        self, query: str, *args: object, column: int = 0, timeout: float | None = None
+    ) -> Any: ...
+    def cursor(
+        self, query: str, *args: object, prefetch: int | None = None
+    ) -> AsyncIterable[Row]: ...
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+    ) -> UnitOfWork: ...
+    def is_closed(self) -> bool: ...
+    def is_in_transaction(self) -> bool: ...
+    def get_server_pid(self) -> int: ...
+    async def close(self, *, timeout: float | None = None) -> None: ...
+    def terminate(self) -> None: ...
