@@ -281,10 +281,13 @@ async def test_backend_killed_while_held_is_noticed_and_replaced(
 ) -> None:
     pool = make_pool(1)
 
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InternalClientError)) as caught:
+    async def hold() -> None:
         async with pool.connection() as connection:
             await observer.fetchval("SELECT pg_terminate_backend($1)", connection.get_server_pid())
             await connection.fetchval("SELECT pg_sleep(600)")
+
+    with pytest.raises((asyncpg.PostgresError, asyncpg.InternalClientError)) as caught:
+        await hold()
 
     assert is_connection_lost(caught.value)
     assert await ask(pool) == 1
