@@ -1,4 +1,4 @@
-"""The only place that reads the machine's clocks; everything else is handed a `Clock` or a `now`."""
+"""The only place that reads the machine's clocks; all else is handed a `Clock` or a `now`."""
 
 import asyncio
 import time

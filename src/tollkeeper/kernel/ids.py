@@ -40,7 +40,7 @@ def shard_of(account_id: str) -> int:
 
 
 def compose_id(now_ms: int, entropy: int, shard: int) -> UUID:
-    """Put a UUIDv7 together from milliseconds since 1970, `ENTROPY_BITS` random bits and a shard."""
+    """Put a UUIDv7 together: milliseconds since 1970, `ENTROPY_BITS` random bits, a shard."""
     random_a = entropy >> 54
     random_b = (entropy & _LOW_54) << 8 | shard
     return UUID(int=now_ms << 80 | _VERSION_7 | random_a << 64 | _VARIANT_RFC | random_b)

@@ -1,0 +1,120 @@
+from collections.abc import Iterator
+from typing import Annotated
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from litestar.types import Receive, ReceiveMessage
+
+from tollkeeper.web.body import MAX_ECHO_LENGTH, decode_body, read_body
+from tollkeeper.web.errors import FieldFault, RequestAborted, RequestInvalid
+
+Name = Annotated[str, msgspec.Meta(max_length=3)]
+Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
+
+
+class Item(msgspec.Struct, forbid_unknown_fields=True):
+    amount: Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
+    name: str = ""
+
+
+class Order(msgspec.Struct, forbid_unknown_fields=True):
+    items: list[Item]
+    labels: dict[Name, int] = {}
+    metadata: dict[str, object] | None = None
+
+
+ORDER = msgspec.json.Decoder(Order)
+
+
+def fault_in(body: bytes) -> FieldFault:
+    with pytest.raises(RequestInvalid) as raised:
+        decode_body(ORDER, body)
+    (fault,) = raised.value.errors
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "words"),
+    [
+        (b'{"items": [{"amount": 0}]}', "items[0].amount", ">= 1"),
+        (b'{"items": [{"amount": 9223372036854775808}]}', "items[0].amount", "<="),
+        (b'{"items": [{"amount": 1.5}]}', "items[0].amount", "float"),
+        (b'{"items": [{"amount": true}]}', "items[0].amount", "bool"),
+        (b'{"items": [{}]}', "items[0].amount", "is required"),
+        (b'{"items": [{"amount": 1, "x": 2}]}', "items[0].x", "not known"),
+        (b'{"items": [], "x`y": 2}', "x`y", "not known"),
+        (b"{}", "items", "is required"),
+        (b'{"items": [], "labels": {"a": "b"}}', "labels[...]", "str"),
+        (b'{"items": [], "labels": {"abcd": 1}}', "labels", "length <= 3"),
+        (b"[]", "body", "array"),
+        (b"null", "body", "null"),
+        (b"", "body", "empty"),
+        (b"{", "body", "not JSON"),
+        (b'{"items": [{"amount": NaN}]}', "body", "not JSON"),
+        (b'{"items": []} x', "body", "not JSON"),
+        (b"amount=1", "body", "not JSON"),
+        (b'\xef\xbb\xbf{"items": []}', "body", "not JSON"),
+        (b'{"items": [{"amount": 1, "name": "\xff"}]}', "body", "UTF-8"),
+        (b'{"items": [{"amount": 1, "name": "\\ud800"}]}', "body", "not JSON"),
+        (b'{"items": [], "metadata": {"n": 1e999}}', "metadata[...]", "out of range"),
+    ],
+)
+def test_fault_names_its_field(body: bytes, field: str, words: str) -> None:
+    fault = fault_in(body)
+
+    assert field == fault.field
+    assert words in fault.detail
+
+
+def test_deep_nesting_is_a_fault_and_no_crash() -> None:
+    body = b'{"items": [], "metadata": {"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
+
+    assert FieldFault(field="body", detail="is nested too deeply") == fault_in(body)
+
+
+def test_fault_repeats_little_of_a_hostile_body() -> None:
+    fault = fault_in(b'{"items": [], "' + b"x" * 10_000 + b'": 1}')
+
+    assert "x" * MAX_ECHO_LENGTH == fault.field
+
+
+def test_valid_body_is_decoded() -> None:
+    assert Order(items=[Item(amount=3)]) == decode_body(ORDER, b'{"items": [{"amount": 3}]}')
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_decode_or_are_invalid(body: bytes) -> None:
+    try:
+        decode_body(ORDER, body)
+    except RequestInvalid as error:
+        assert error.errors  # noqa: PT017  # either outcome is right
+
+
+def receiving(*messages: ReceiveMessage) -> Receive:
+    remaining: Iterator[ReceiveMessage] = iter(messages)
+
+    async def receive() -> ReceiveMessage:
+        return next(remaining)
+
+    return receive
+
+
+async def test_body_is_joined_from_its_parts() -> None:
+    receive = receiving(
+        {"type": "http.request", "body": b"ab", "more_body": True},
+        {"type": "http.request", "body": b"", "more_body": True},
+        {"type": "http.request", "body": b"c", "more_body": False},
+    )
+
+    assert b"abc" == await read_body(receive)
+
+
+async def test_caller_who_leaves_early_is_not_served() -> None:
+    receive = receiving(
+        {"type": "http.request", "body": b"ab", "more_body": True}, {"type": "http.disconnect"}
+    )
+
+    with pytest.raises(RequestAborted):
+        await read_body(receive)
