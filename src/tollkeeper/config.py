@@ -23,6 +23,7 @@ class Settings:
     data: Path = Path(".tollkeeper")
     host: str = "127.0.0.1"
     credits_port: int = CREDITS_PORT
+    share_port: bool = False
     url: str | None = None
     api_key: str | None = None
     pool_size: int = 8
@@ -99,6 +100,10 @@ def _parse(variable: str, text: str, kind: str) -> object:
             return int(text)
         if "float" in kind:
             return float(text)
+        if "bool" in kind:
+            return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+    except KeyError as error:
+        raise ConfigurationError(problem=f"{variable} must be 1 or 0, not {text!r}.") from error
     except ValueError as error:
         raise ConfigurationError(problem=f"{variable} must be a number, not {text!r}.") from error
     return Path(text) if "Path" in kind else text

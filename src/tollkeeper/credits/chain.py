@@ -148,11 +148,15 @@ class AccountVerifier:
                 f"the account has balance {account.balance}, its transactions end at {self._balance}",
             )  # fmt: skip
         if account.head_hash != self._head:
-            self._report(0, FaultKind.HEAD, "the account's head is not the hash of its last transaction")
+            self._report(
+                0, FaultKind.HEAD, "the account's head is not the hash of its last transaction"
+            )
 
     def _report(self, sequence: int, fault: FaultKind, detail: str) -> None:
         self.faults.append(
-            Fault(account_id=self._account.account_id, sequence=sequence, fault=fault, detail=detail)
+            Fault(
+                account_id=self._account.account_id, sequence=sequence, fault=fault, detail=detail
+            )
         )
 
 

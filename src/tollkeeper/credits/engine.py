@@ -329,9 +329,9 @@ class _Lane:
         """Make missing partitions: a ledger whose worker stood still for a week goes on."""
         try:
             async with self._pool.connection() as connection:
-                return 0 < await self._store.create_partitions(
+                return await self._store.create_partitions(
                     connection, quarters_ahead=QUARTERS_AHEAD, days_ahead=KEY_DAYS_AHEAD
-                )
+                ) > 0
         except Exception as error:  # noqa: BLE001  # the batch's own error is the one that matters
             _log.warning("credits.partitions_not_made", error=repr(error))
             return False

@@ -77,7 +77,9 @@ class BalanceTooLarge(Refusal):
 
     def message(self) -> str:
         """Say which sum is too large."""
-        return f"the balance of {self.account_id} would pass 63 bits: {self.balance} + {self.amount}"
+        return (
+            f"the balance of {self.account_id} would pass 63 bits: {self.balance} + {self.amount}"
+        )
 
 
 @dataclass(eq=False, kw_only=True)
@@ -104,7 +106,9 @@ class KeyExpired(Refusal):
     def message(self) -> str:
         """Say how old the key is and why that matters."""
         if self.age_s < 0:
-            return f"this Idempotency-Key is dated {-self.age_s:.0f} s in the future; check the clock"
+            return (
+                f"this Idempotency-Key is dated {-self.age_s:.0f} s in the future; check the clock"
+            )
         return (
             f"this Idempotency-Key is {self.age_s:.0f} s old and keys are kept {self.lifetime_s:.0f} s: "
             "it may have been charged; look at the account's history before using a new key"
@@ -180,5 +184,3 @@ class VerificationRunning(Busy):
     def message(self) -> str:
         """Say what to do."""
         return "another verification is running; try again when it has ended"
-
-

@@ -140,7 +140,9 @@ class _Planner:
         amount = movement.amount
         if movement.kind is Kind.TOPUP:
             if running.balance + amount > MAX_AMOUNT_MINOR:
-                return BalanceTooLarge(account_id=account_id, balance=running.balance, amount=amount)
+                return BalanceTooLarge(
+                    account_id=account_id, balance=running.balance, amount=amount
+                )
             balance = running.balance + amount
         elif movement.kind is Kind.CONSUME:
             available = running.balance - running.reserved

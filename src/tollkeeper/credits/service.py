@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD, Engine, Result
 from tollkeeper.credits.errors import AccountNotFound, CreditsError, VerificationRunning
-from tollkeeper.credits.model import Account, Fault, Operation, Opened, Posted, Transaction, Verification
+from tollkeeper.credits.model import (
+    Account,
+    Fault,
+    Opened,
+    Operation,
+    Posted,
+    Transaction,
+    Verification,
+)
 from tollkeeper.credits.requests import account_id_of
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.driver import Connection
@@ -161,7 +169,9 @@ class CreditsService:
         faults.extend(verifier.faults[:room])
 
 
-def _verification(findings: _Findings, faults: Sequence[Fault], following: str | None) -> Verification:
+def _verification(
+    findings: _Findings, faults: Sequence[Fault], following: str | None
+) -> Verification:
     return Verification(
         accounts=findings.accounts, transactions=findings.transactions,
         topped_up=findings.topped_up, consumed=findings.consumed, balance=findings.balance,

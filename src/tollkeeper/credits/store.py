@@ -1,9 +1,8 @@
 """The ledger's rows: runs `queries.sql` on a given connection, rows to values and back. Decides nothing."""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
-
-import asyncpg
 
 from tollkeeper.credits.model import (
     KEY_RETENTION,
@@ -15,7 +14,7 @@ from tollkeeper.credits.model import (
     Plan,
     Transaction,
 )
-from tollkeeper.database.driver import Connection
+from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
@@ -66,7 +65,7 @@ class LedgerStore:
         )
         now = rows[0]["created_at"]
         found: dict[AccountId, Account] = {}
-        hits: list[asyncpg.Record] = []
+        hits: list[Row] = []
         for row in rows[1:]:
             if row["key_hash"] is None:
                 account = _account(row)
@@ -76,7 +75,7 @@ class LedgerStore:
         return Loaded(now, found, await self._kept(connection, hits) if hits else {})
 
     async def _kept(
-        self, connection: Connection, hits: Sequence[asyncpg.Record]
+        self, connection: Connection, hits: Sequence[Row]
     ) -> dict[tuple[AccountId, bytes], Transaction]:
         rows = await connection.fetch(
             self._sql["transactions_by_key"],
@@ -87,15 +86,21 @@ class LedgerStore:
         )
         by_place = {(row["account_id"], row["sequence"]): _transaction(row) for row in rows}
         return {
-            (AccountId(hit["account_id"]), hit["key_hash"]): by_place[hit["account_id"], hit["version"]]
+            (AccountId(hit["account_id"]), hit["key_hash"]): by_place[
+                hit["account_id"], hit["version"]
+            ]
             for hit in hits
         }
 
-    async def lock_accounts(self, connection: Connection, accounts: Mapping[AccountId, int]) -> None:
+    async def lock_accounts(
+        self, connection: Connection, accounts: Mapping[AccountId, int]
+    ) -> None:
         """Lock the rows of `accounts` (id to shard) in sorted order, inside the caller's unit of work."""
         ordered = sorted((shard, account_id) for account_id, shard in accounts.items())
         await connection.fetch(
-            self._sql["lock_accounts"], [shard for shard, _ in ordered], [name for _, name in ordered]
+            self._sql["lock_accounts"],
+            [shard for shard, _ in ordered],
+            [name for _, name in ordered],
         )
 
     async def commit(self, connection: Connection, plan: Plan) -> frozenset[AccountId]:
@@ -137,7 +142,9 @@ class LedgerStore:
         )
         return frozenset(AccountId(row["account_id"]) for row in rows)
 
-    async def account(self, connection: Connection, account_id: AccountId, shard: int) -> Account | None:
+    async def account(
+        self, connection: Connection, account_id: AccountId, shard: int
+    ) -> Account | None:
         """Return an account as it stands, None when there is none."""
         row = await connection.fetchrow(self._sql["account"], shard, account_id)
         return None if row is None else _account(row)
@@ -175,6 +182,16 @@ class LedgerStore:
         )
         return made
 
+    @asynccontextmanager
+    async def maintenance_lock(self, connection: Connection) -> AsyncIterator[bool]:
+        """Hold the right to maintain partitions; yields False when another session has it."""
+        held: bool = await connection.fetchval(self._sql["take_maintenance"])
+        try:
+            yield held
+        finally:
+            if held and not connection.is_closed():
+                await connection.fetchval(self._sql["release_maintenance"])
+
     async def drop_expired_keys(self, connection: Connection) -> tuple[str, ...]:
         """Remove key partitions older than the retention; return their names.
 
@@ -199,7 +216,7 @@ def accounts_of(operations: Iterable[Operation]) -> dict[AccountId, int]:
     return {operation.account_id: operation.shard for operation in operations}
 
 
-def _account(row: asyncpg.Record) -> Account:
+def _account(row: Row) -> Account:
     return Account(
         account_id=AccountId(row["account_id"]), tenant_id=TenantId(row["tenant_id"]),
         shard=row["shard"], balance=row["balance"], reserved=row["reserved"], version=row["version"],
@@ -207,7 +224,7 @@ def _account(row: asyncpg.Record) -> Account:
     )  # fmt: skip
 
 
-def _transaction(row: asyncpg.Record) -> Transaction:
+def _transaction(row: Row) -> Transaction:
     return Transaction(
         transaction_id=TransactionId(row["transaction_id"]), account_id=AccountId(row["account_id"]),
         shard=row["shard"], kind=_KINDS[row["kind"]], amount=row["amount"], balance=row["balance"],

@@ -146,3 +146,11 @@ WHERE c.relkind = 'r'
     AND c.relname ~ '^idempotency_keys_[0-9]{8}$'
     AND to_date(right(c.relname, 8), 'YYYYMMDD') + 1 <= (now() AT TIME ZONE 'UTC') - $1::interval
 ORDER BY c.relname;
+
+-- take_maintenance --
+-- One maintainer at a time; held by the session.
+SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.maintenance', 0));
+
+-- release_maintenance --
+-- Lets the next maintainer in.
+SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.maintenance', 0));

@@ -1,0 +1,190 @@
+"""The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
+
+Order from outside: body limit, authentication, Litestar. `/health` says that the process lives and
+touches nothing else; `/health/ready` says whether it should get traffic.
+"""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import uvicorn
+import uvloop
+from litestar import Litestar, Response, get
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp
+
+from tollkeeper import __version__
+from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
+from tollkeeper.config import Settings
+from tollkeeper.credits.api import BODIES, CreditsApi
+from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
+from tollkeeper.database.errors import DatabaseError
+from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.migrate.service import pending
+from tollkeeper.telemetry.logging import configure_logging
+from tollkeeper.telemetry.metrics import exposition
+from tollkeeper.web.auth import Authentication
+from tollkeeper.web.middleware import BodyLimit
+from tollkeeper.web.openapi import body_components
+from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
+from tollkeeper.wiring import CreditsRuntime, credits_runtime
+
+BACKLOG = 2_048
+"""Connections the kernel keeps while the process is busy."""
+
+KEEP_ALIVE_S = 75
+"""Idle connections are kept this long: longer than the 60 s of common load balancers."""
+
+READY_TIMEOUT_S = 1.0
+"""The readiness check answers within this time, whatever the database does."""
+
+PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLEMS}
+"""Every problem this service can answer."""
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether this process should get traffic, and why not."""
+
+    runtime: CreditsRuntime
+    draining: bool = False
+
+    async def faults(self) -> dict[str, str]:
+        """Return what is not right, by name; empty when ready."""
+        if self.draining:
+            return {"service": "draining"}
+        found: dict[str, str] = {}
+        if not self.runtime.access.is_loaded:
+            found["access"] = "API keys are not loaded yet"
+        try:
+            async with (
+                asyncio.timeout(READY_TIMEOUT_S),
+                self.runtime.reads.connection() as connection,
+            ):
+                missing = await pending(connection, "credits")
+        except (DatabaseError, OSError, TimeoutError) as error:
+            found["database"] = str(error) or "no answer in time"
+        else:
+            if missing:
+                found["schema"] = f"{len(missing)} migrations are pending; run `tollkeeper migrate`"
+        return found
+
+
+def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
+    """Return the credits service as an ASGI application around a running `runtime`."""
+    api = CreditsApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+
+    @get("/health", summary="Is the process alive?", tags=["operations"])
+    async def health() -> ASGIResponse:
+        """Answer without touching anything else."""
+        return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
+
+    @get("/health/ready", summary="Should it get traffic?", tags=["operations"])
+    async def ready() -> Response[dict[str, object]]:
+        """Check database, schema version and API keys; 503 names what is missing."""
+        faults = await readiness.faults()
+        return Response({"ready": not faults, "faults": faults}, status_code=503 if faults else 200)
+
+    @get("/metrics", summary="Prometheus text", tags=["operations"])
+    async def metrics() -> ASGIResponse:
+        """Return the instruments of this process."""
+        text, content_type = exposition(runtime.registry)
+        return ASGIResponse(body=text, media_type=content_type)
+
+    application = Litestar(
+        route_handlers=[*api.routes(), health, ready, metrics],
+        exception_handlers=exception_handlers(PROBLEMS),
+        openapi_config=OpenAPIConfig(
+            title="Tollkeeper credits",
+            version=__version__,
+            description="Prepaid credits that cannot go negative.",
+            components=[
+                body_components(BODIES),
+                Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
+            ],
+            security=[{"key": []}],
+        ),
+        logging_config=None,
+    )
+    guarded = Authentication(
+        application, principal_of=runtime.access.principal_of, problems=PROBLEMS
+    )
+    return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
+
+
+def serve_credits(settings: Settings) -> None:
+    """Serve the ledger until SIGTERM or Ctrl-C; what was accepted is finished first.
+
+    Raises:
+        ConfigurationError: the port is taken, or a DSN is missing.
+    """
+    configure_logging(settings.log_level, settings.log_format)
+    with listening_socket(settings) as listener:
+        uvloop.run(_serve(settings, listener))
+
+
+@contextlib.contextmanager
+def listening_socket(settings: Settings) -> Iterator[socket.socket]:
+    """Bind the service's address; with `share_port` several processes may.
+
+    Raises:
+        ConfigurationError: it is in use, or cannot be bound.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if settings.share_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            listener.bind((settings.host, settings.credits_port))
+        except OSError as error:
+            raise ConfigurationError(
+                problem=f"Cannot listen on {settings.host}:{settings.credits_port}: "
+                f"{(error.strerror or str(error)).lower()}. Choose another with --port."
+            ) from error
+        yield listener
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    async with credits_runtime(settings) as runtime:
+        readiness = Readiness(runtime)
+        config = uvicorn.Config(
+            build_credits_app(runtime, readiness),
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=False,
+            backlog=BACKLOG,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(settings.drain_timeout_s),
+        )
+        server = _Server(config)
+
+        def leave() -> None:
+            # A second signal does not wait for what is still under way.
+            server.force_exit = readiness.draining
+            readiness.draining = True
+            server.should_exit = True
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, leave)
+        await server.serve(sockets=[listener])
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its own signal handlers: it would die of the signal after a clean end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
