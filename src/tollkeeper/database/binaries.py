@@ -61,7 +61,7 @@ def inspect_installation(directory: Path) -> Installation:
         EmbeddedError: they do not run here, or are too old.
     """
     said = _ask(directory / "postgres", "--version")
-    found = re.search(r"(\d+)", said)
+    found = re.match(r"postgres \(PostgreSQL\) (\d+)", said)
     if found is None:
         raise EmbeddedError(problem=f"{directory / 'postgres'} does not run here: {said}.")
     major = int(found[1])

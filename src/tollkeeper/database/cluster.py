@@ -7,6 +7,7 @@ leaves nothing that looks like data.
 import errno
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,9 @@ def give_to(path: Path, account: Account | None) -> None:
             os.chown(each, account.uid, account.gid, follow_symlinks=False)
 
 
+_GRAVE = re.compile(r"FATAL|PANIC|ERROR|error:|could not|cannot")
+_SEVERITY = re.compile(r"^.*?(?:FATAL|PANIC|ERROR|error):\s+")
+
 _EXPLANATIONS: Mapping[str, str] = {
     "shared memory": "PostgreSQL did not get the shared memory it needs",
     "No space left on device": "The disk that holds {place} is full",
@@ -184,13 +188,15 @@ _EXPLANATIONS: Mapping[str, str] = {
 def explain(said: str, place: Path) -> EmbeddedError:
     """Turn what a PostgreSQL program said when it failed into one sentence."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
+    grave = [line for line in lines if _GRAVE.search(line)] or lines or ["it gave no reason"]
     for sign, problem in _EXPLANATIONS.items():
-        for line in lines:
+        for line in grave:
             if sign in line:
                 return EmbeddedError(problem=f"{problem.format(place=place)}: {_plain(line)}.")
-    grave = [line for line in lines if "error:" in line or "FATAL" in line or "cannot" in line]
-    last = (grave or lines or ["it gave no reason"])[-1]
-    return EmbeddedError(problem=f"PostgreSQL did not start in {place}: {_plain(last)}.")
+    return EmbeddedError(
+        problem=f"PostgreSQL did not start: {_plain(grave[-1])}; "
+        f"{place / 'postgres.log'} says more."
+    )
 
 
 def explain_refusal(error: OSError, place: Path) -> EmbeddedError:
@@ -210,4 +216,5 @@ def explain_refusal(error: OSError, place: Path) -> EmbeddedError:
 
 
 def _plain(line: str) -> str:
-    return line.removeprefix("initdb: ").removeprefix("error: ").strip().rstrip(".")
+    """Return a line without time, process, program and severity."""
+    return _SEVERITY.sub("", line).strip().rstrip(".")

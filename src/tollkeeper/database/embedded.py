@@ -73,7 +73,6 @@ class EmbeddedServer:
         *,
         directory: Path,
         installation: Installation,
-        account: Account | None,
         lock: DirectoryLock,
         say: Say,
     ) -> None:
@@ -81,11 +80,12 @@ class EmbeddedServer:
         self._data = directory / "postgres"
         self._log = directory / "postgres.log"
         self._installation = installation
-        self._account = account
         self._lock = lock
         self._say = say
-        self._socket = Path()
+        self._account: Account | None = None
+        self._socket: Path | None = None
         self._postmaster: Postmaster | None = None
+        self._is_closed = False
 
     @classmethod
     def start(cls, data: Path, *, binaries: Path | None = None, say: Say | None = None) -> Self:
@@ -99,18 +99,14 @@ class EmbeddedServer:
         with _explained(directory):
             _open_directory(directory)
             lock = DirectoryLock.acquire(directory / "lock")
+        server = cls(
+            directory=directory, installation=installation, lock=lock, say=say or _say_nothing
+        )
         try:
             with _explained(directory):
-                server = cls(
-                    directory=directory,
-                    installation=installation,
-                    account=cluster.choose_account(directory / "postgres"),
-                    lock=lock,
-                    say=say or _say_nothing,
-                )
                 server._bring_up()
         except BaseException:
-            lock.release()
+            server.stop()
             raise
         return server
 
@@ -175,11 +171,11 @@ class EmbeddedServer:
 
     def stop(self) -> None:
         """Stop the server and give the directory back; a second call does nothing."""
-        if self._postmaster is None:
+        if self._is_closed:
             return
+        self._is_closed = True
         self._end_server()
-        self._postmaster = None
-        if self._socket.parent != self._directory:
+        if self._socket is not None and self._socket.parent != self._directory:
             shutil.rmtree(self._socket, ignore_errors=True)
         self._lock.release()
 
@@ -197,6 +193,7 @@ class EmbeddedServer:
     def _bring_up(self) -> None:
         _remove_left_socket(self._lock.former)
         _bound_log(self._log)
+        self._account = cluster.choose_account(self._data)
         if cluster.check_cluster(self._data, self._installation):
             if not end_orphans(self._data, timeout_s=ORPHAN_TIMEOUT_S, say=self._say):
                 raise EmbeddedError(
@@ -209,7 +206,8 @@ class EmbeddedServer:
                 self._data, self._installation, account=self._account, log=self._log
             )
         cluster.give_to(self._data, self._account)
-        self._socket = self._make_socket_folder()
+        self._socket = _make_socket_folder(self._directory)
+        cluster.give_to(self._socket, self._account)
         self._lock.announce(socket=str(self._socket))
         self._run_server()
 
@@ -233,12 +231,12 @@ class EmbeddedServer:
             if self._postmaster.wait_until_ready(pid_file, timeout_s=START_TIMEOUT_S):
                 return
         self._postmaster.stop(timeout_s=STOP_TIMEOUT_S)
-        raise cluster.explain(self._postmaster.complaint(), self._directory)
+        raise cluster.explain(self._postmaster.said(), self._directory)
 
     def _end_server(self) -> None:
         if self._postmaster is not None:
             self._postmaster.stop(timeout_s=STOP_TIMEOUT_S)
-        end_orphans(self._data, timeout_s=ORPHAN_TIMEOUT_S, say=self._say)
+            end_orphans(self._data, timeout_s=ORPHAN_TIMEOUT_S, say=self._say)
 
     def _command_line(self) -> list[str]:
         settings = server_settings(
@@ -249,16 +247,6 @@ class EmbeddedServer:
         settings |= {"unix_socket_directories": str(self._socket), "port": str(SOCKET_PORT)}
         options = [text for pair in settings.items() for text in ("-c", "=".join(pair))]
         return [self._installation.program("postgres"), "-D", str(self._data), *options]
-
-    def _make_socket_folder(self) -> Path:
-        inside = self._directory / "run"
-        if _can_hold_socket(inside):
-            inside.mkdir(mode=0o700, exist_ok=True)
-            folder = inside
-        else:
-            folder = _temporary_folder()
-        cluster.give_to(folder, self._account)
-        return folder
 
 
 def holder_of(data: Path) -> Holder | None:
@@ -291,7 +279,11 @@ def _can_hold_socket(folder: Path) -> bool:
     return fits and _SAFE_SOCKET_FOLDER.fullmatch(str(folder)) is not None
 
 
-def _temporary_folder() -> Path:
+def _make_socket_folder(directory: Path) -> Path:
+    inside = directory / "run"
+    if _can_hold_socket(inside):
+        inside.mkdir(mode=0o700, exist_ok=True)
+        return inside
     for parent in (Path(tempfile.gettempdir()), Path("/tmp")):  # noqa: S108  # mkdtemp makes it 0700
         if _can_hold_socket(parent / f"{_TEMPORARY_PREFIX}12345678"):
             return Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=parent))

@@ -74,7 +74,11 @@ class DirectoryLock:
             holder=Holder(pid=os.getpid(), command=_own_command()),
             former=read_holder(path),
         )
-        lock.announce()
+        try:
+            lock.announce()
+        except OSError:
+            os.close(descriptor)
+            raise
         return lock
 
     def announce(self, *, socket: str | None = None, url: str | None = None) -> None:

@@ -17,6 +17,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -33,9 +34,13 @@ LAUNCH_FAILED = 126
 
 CAP_DAC_OVERRIDE = 1
 CAP_DAC_READ_SEARCH = 2
+CAP_SETPCAP = 8
+"""Numbers from linux/capability.h; those below with `_PR_` from linux/prctl.h."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_KEEPCAPS = 8
+_PR_SET_SECUREBITS = 28
+_SECBIT_NO_SETUID_FIXUP = 1 << 2
 _PR_CAP_AMBIENT = 47
 _PR_CAP_AMBIENT_RAISE = 2
 _CAPABILITY_VERSION_3 = 0x20080522
@@ -105,30 +110,25 @@ def _read_order(text: str) -> _Order:
 def _become(order: _Order) -> None:
     """Turn this process into the program; returns only if nobody is left to run it for."""
     calls = _system_calls()
-    capabilities: tuple[int | None, ...] = (None,)
+    permitted = 0
+    must_pass_closed_folders = False
     os.chdir("/")
     # A shell that starts us in the background has its children ignore SIGINT.
     if order.death_signal != signal.SIGKILL:
         signal.signal(order.death_signal, signal.SIG_DFL)
     if order.account is not None and os.geteuid() == 0:
         # Everything is read before the drop: this interpreter's own files may be root's only.
-        held = _held_capabilities() if calls is not None else ()
+        permitted = _permitted_capabilities() if calls is not None else 0
         _drop_root(order.account, calls)
-        if held and not all(os.access(path, os.X_OK) for path in order.reach):
-            capabilities = held
+        must_pass_closed_folders = not all(os.access(path, os.X_OK) for path in order.reach)
     # After the drop, because a change of user clears it.
     if calls is not None:
         calls.prctl(_PR_SET_PDEATHSIG, order.death_signal, 0, 0, 0)
     if os.getppid() != order.parent:
         return
-    for capability in capabilities:
-        if calls is not None and capability is not None:
-            _grant(capability, held=capabilities, calls=calls)
-        try:
-            os.execv(order.command[0], order.command)  # noqa: S606  # a shell would be in the way
-        except PermissionError:
-            if capability == capabilities[-1]:
-                raise
+    if must_pass_closed_folders and calls is not None:
+        _execute_with_capability(order.command, permitted, calls)
+    os.execv(order.command[0], order.command)  # noqa: S606  # a shell would be in the way
 
 
 def _system_calls() -> _SystemCalls | None:
@@ -138,15 +138,10 @@ def _system_calls() -> _SystemCalls | None:
     return library
 
 
-def _held_capabilities() -> tuple[int, ...]:
-    """Return what we may grant, weakest first.
-
-    Reading and searching suffices for folders closed to others; overriding is needed where the
-    program's own file is not executable for others, and in containers that know only that one.
-    """
+def _permitted_capabilities() -> int:
+    """Return the capabilities this process may use or pass on, as a set of bits."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
-    permitted = next(int(line[7:], 16) for line in status.splitlines() if line[:7] == "CapPrm:")
-    return tuple(each for each in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE) if permitted >> each & 1)
+    return next(int(line[7:], 16) for line in status.splitlines() if line[:7] == "CapPrm:")
 
 
 def _drop_root(account: Account, calls: _SystemCalls | None) -> None:
@@ -157,20 +152,38 @@ def _drop_root(account: Account, calls: _SystemCalls | None) -> None:
     os.setuid(account.uid)
 
 
-def _grant(capability: int, *, held: Sequence[int | None], calls: _SystemCalls) -> None:
-    """Keep this capability, and no other, across exec: effective, inheritable and ambient.
+def _execute_with_capability(command: tuple[str, ...], permitted: int, calls: _SystemCalls) -> None:
+    """Become the program with the weakest capability that can reach it; return if none can.
 
-    What may be tried next stays permitted until then; exec drops whatever is not ambient.
+    Reading and searching suffices for folders closed to others; overriding is needed where the
+    program's own file is not executable for others, and in containers that know only that one.
     """
-    wanted = 1 << capability
-    permitted = sum(1 << each for each in held if each is not None)
+    if permitted >> CAP_SETPCAP & 1:
+        # Without this bit `access(2)`, which the programs ask about themselves, ignores
+        # capabilities (capabilities(7), SECBIT_NO_SETUID_FIXUP).
+        _set_capabilities(calls, effective=1 << CAP_SETPCAP, permitted=permitted)
+        calls.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0)
+    for capability in (CAP_DAC_READ_SEARCH, CAP_DAC_OVERRIDE):
+        if not permitted >> capability & 1:
+            continue
+        # What may be tried next stays permitted; exec drops whatever is not ambient.
+        wanted = 1 << capability
+        _set_capabilities(calls, effective=wanted, permitted=permitted, inheritable=wanted)
+        calls.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0)
+        with suppress(PermissionError):
+            os.execv(command[0], command)  # noqa: S606  # a shell would be in the way
+    _set_capabilities(calls, effective=0, permitted=0)
+
+
+def _set_capabilities(
+    calls: _SystemCalls, *, effective: int, permitted: int, inheritable: int = 0
+) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-    # Two triples (effective, permitted, inheritable) of 32 bits each; ours are in the first.
-    data = (ctypes.c_uint32 * 6)(wanted, permitted, wanted, 0, 0, 0)
-    if calls.capset(header, data) or calls.prctl(
-        _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, capability, 0, 0
-    ):
-        raise OSError(ctypes.get_errno(), "the capability to enter closed folders was refused")
+    sets = (effective, permitted, inheritable)
+    low = tuple(each & 0xFFFF_FFFF for each in sets)
+    high = tuple(each >> 32 for each in sets)
+    if calls.capset(header, (ctypes.c_uint32 * 6)(*low, *high)):
+        raise OSError(ctypes.get_errno(), "the kernel refused to set capabilities")
 
 
 def _main() -> int:

@@ -5,7 +5,6 @@ server's life to the thread that started it (see `launch`), and who waits, knows
 """
 
 import os
-import re
 import signal
 import subprocess
 import threading
@@ -15,7 +14,6 @@ from pathlib import Path
 
 POLL_S = 0.02
 
-_LOG_PREFIX = re.compile(r"^\d{4}-\S+ \S+ \S+ \[\d+\] .*?(?=LOG|FATAL|PANIC|ERROR)")
 _LAST_SIGNALS = (signal.SIGINT, signal.SIGQUIT, signal.SIGKILL)
 """Fast shutdown; immediate shutdown, which the next start recovers from; the end."""
 
@@ -93,14 +91,11 @@ class Postmaster:
                 os.kill(self.pid, each)
             self._ended.wait(timeout_s)
 
-    def complaint(self) -> str:
-        """Return what the server last said of importance in this run, without time and process."""
+    def said(self) -> str:
+        """Return what the server wrote to its log in this run."""
         with self._log.open("rb") as log:
             log.seek(self._log_offset)
-            said = log.read().decode(errors="replace").splitlines()
-        grave = [line for line in said if re.search(r"(FATAL|PANIC|ERROR|cannot start):? ", line)]
-        last = (grave or said or ["it said nothing"])[-1]
-        return _LOG_PREFIX.sub("", last).strip().rstrip(".")
+            return log.read().decode(errors="replace")
 
 
 def end_orphans(data: Path, *, timeout_s: float, say: Callable[[str], None]) -> bool:
