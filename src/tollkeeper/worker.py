@@ -1,7 +1,7 @@
 """Periodic jobs: partitions ahead of time, expired idempotency keys away.
 
-Acts as the owner of the schema. Any number may run; a job is done by one at a time. A job that fails is
-logged and tried again a minute later; the ledger itself can do without for days.
+Acts as the owner of the schema. Any number may run; a job is done by one at a time. A job that
+fails is logged and tried again a minute later; the ledger itself can do without for days.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """The hash chain: canonical bytes of a transaction, its link to the one before, and verification.
 
-One chain per account; its first link hangs on the account's genesis, which binds account and tenant.
-A hash is SHA-256 over the version byte, the previous hash, and the length-prefixed fields, so no two
-different rows have the same bytes. Pure: anyone with the rows can recompute it.
+One chain per account; its first link hangs on the account's genesis, which binds account and
+tenant. A hash is SHA-256 over the version byte, the previous hash, and the length-prefixed fields,
+so no two different rows have the same bytes. Pure: anyone with the rows can recompute it.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ _MICROSECOND = timedelta(microseconds=1)
 _LENGTH = struct.Struct(">I")
 _GENESIS = struct.Struct(">BII")
 
-# version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence, created_at in
-# µs, request fingerprint. One pack call instead of seven took the link from 4.6 µs to 2.4 µs.
+# version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence,
+# created_at in µs, request fingerprint.
 _FIXED = struct.Struct(">B32s I16s Iq Iq Iq Iq Iq I32s")
 
 
@@ -55,7 +55,8 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
 ) -> bytes:
     """Return the hash of a transaction from its fields and the hash before it.
 
-    Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since 1970.
+    Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since
+    1970.
     """
     fixed = _FIXED.pack(
         CHAIN_VERSION, previous, 16, transaction_id, 8, amount, 8, balance, 8, reserved,
@@ -91,8 +92,8 @@ def link_of(previous: bytes, transaction: Transaction) -> bytes:
 class AccountVerifier:
     """Checks one account: feed its transactions in order of sequence, then `finish`.
 
-    Every fault names the row where it was found. After a broken hash the check goes on from the hash
-    that is stored, so one edited row is one fault and not a thousand.
+    Every fault names the row where it was found. After a broken hash the check goes on from the
+    hash that is stored, so one edited row is one fault and not a thousand.
     """
 
     __slots__ = ("_account", "_balance", "_head", "_sequence", "consumed", "faults", "topped_up")
@@ -123,7 +124,7 @@ class AccountVerifier:
         if transaction.balance != balance or not 0 <= transaction.reserved <= transaction.balance:
             self._report(
                 transaction.sequence, FaultKind.BALANCE,
-                f"balance {transaction.balance}, reserved {transaction.reserved}; expected balance {balance}",
+                f"balance {transaction.balance}, reserved {transaction.reserved}, not {balance}",
             )  # fmt: skip
         if link_of(self._head, transaction) != transaction.hash:
             self._report(
@@ -145,7 +146,7 @@ class AccountVerifier:
         if account.balance != self._balance or not 0 <= account.reserved <= account.balance:
             self._report(
                 0, FaultKind.BALANCE,
-                f"the account has balance {account.balance}, its transactions end at {self._balance}",
+                f"the account has {account.balance}, its transactions end at {self._balance}",
             )  # fmt: skip
         if account.head_hash != self._head:
             self._report(

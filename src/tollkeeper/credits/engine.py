@@ -1,22 +1,23 @@
 """The transaction engine: callers that wait together are decided and committed together.
 
-Accounts are hashed to lanes; two lanes never share one. A lane is one task on one connection at a time:
-it takes what is queued, loads the accounts and keys in one snapshot, lets the planner decide, and
-commits in one statement that compares and swaps every account's version. There is no timer: the batch
-is 1 when idle and grows with load.
+Accounts are hashed to lanes; two lanes never share one. A lane is one task on one connection at a
+time: it takes what is queued, loads the accounts and keys in one snapshot, lets the planner decide,
+and commits in one statement that compares and swaps every account's version. There is no timer: the
+batch is 1 when idle and grows with load.
 
-An account that moved meanwhile (another process committed first) is put back with the specified backoff
-and locked from then on. What an operation's fate is after a lost connection is never guessed: it is
-loaded again, and its idempotency key tells.
+An account that moved meanwhile (another process committed first) is put back with the specified
+backoff and locked from then on. What an operation's fate is after a lost connection is never
+guessed: it is loaded again, and its idempotency key tells.
 
-Invariants: an account's operations are decided in the order they were accepted; an account being put back
-holds its later operations behind it; whoever stops waiting changes nothing about what was accepted.
+Invariants: an account's operations are decided in the order they were accepted; an account being
+put back holds its later operations behind it; whoever stops waiting changes nothing about what was
+accepted.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -53,7 +54,7 @@ class EngineLimits:
     lanes: int = 2
     queue: int = 32_768
     batch: int = 2_000
-    backoff: Backoff = Backoff()
+    backoff: Backoff = field(default_factory=Backoff)
 
 
 class _Ticket:
@@ -329,9 +330,12 @@ class _Lane:
         """Make missing partitions: a ledger whose worker stood still for a week goes on."""
         try:
             async with self._pool.connection() as connection:
-                return await self._store.create_partitions(
-                    connection, quarters_ahead=QUARTERS_AHEAD, days_ahead=KEY_DAYS_AHEAD
-                ) > 0
+                return (
+                    await self._store.create_partitions(
+                        connection, quarters_ahead=QUARTERS_AHEAD, days_ahead=KEY_DAYS_AHEAD
+                    )
+                    > 0
+                )
         except Exception as error:  # noqa: BLE001  # the batch's own error is the one that matters
             _log.warning("credits.partitions_not_made", error=repr(error))
             return False

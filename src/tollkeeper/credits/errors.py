@@ -110,7 +110,7 @@ class KeyExpired(Refusal):
                 f"this Idempotency-Key is dated {-self.age_s:.0f} s in the future; check the clock"
             )
         return (
-            f"this Idempotency-Key is {self.age_s:.0f} s old and keys are kept {self.lifetime_s:.0f} s: "
+            f"this Idempotency-Key is {self.age_s:.0f} s old, keys live {self.lifetime_s:.0f} s: "
             "it may have been charged; look at the account's history before using a new key"
         )
 

@@ -1,4 +1,4 @@
-"""The ledger's instruments, built from a passed registry with every label set present from the start."""
+"""The ledger's instruments, every label set present from the start."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,7 @@
-"""The ledger's values: accounts, operations, transactions, outcomes. Immutable, integers in minor units.
+"""The ledger's values: accounts, operations, transactions, outcomes; amounts in minor units.
 
-The values of the hot path are `msgspec.Struct`s and not frozen dataclasses: making one with 13 fields
-takes 0.19 µs against 2.06 µs (CPython 3.11), and two are made for every operation.
+The values of the hot path are `msgspec.Struct`s and not frozen dataclasses: making one with 13
+fields takes 0.19 µs against 2.06 µs (CPython 3.11), and two are made for every operation.
 """
 
 from collections.abc import Sequence
@@ -80,9 +80,9 @@ class OpenAccount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class Movement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Top up or consume `amount` minor units, once per idempotency key.
 
-    `key_hash` is SHA-256 of the key, `key_ms` the time inside a UUIDv7 key, `fingerprint` SHA-256 of
-    the request, `entropy` the random bits of the id its transaction will have. `tenant_id` is the
-    tenant the caller is bound to, if any.
+    `key_hash` is SHA-256 of the key, `key_ms` the time inside a UUIDv7 key, `fingerprint` SHA-256
+    of the request, `entropy` the random bits of the id its transaction will have. `tenant_id` is
+    the tenant the caller is bound to, if any.
     """
 
     kind: Kind

@@ -1,8 +1,8 @@
 """The ledger's rules, once: which operations of a batch are accepted, and what they write.
 
-`plan` is pure and total: it never raises for a business reason, it returns a refusal. Operations are
-decided in arrival order, each on the state the ones before it left. What a plan writes never breaks a
-constraint of the schema (tests/integration/credits/test_schema_agrees.py).
+`plan` is pure and total: it never raises for a business reason, it returns a refusal. Operations
+are decided in arrival order, each on the state the ones before it left. What a plan writes never
+breaks a constraint of the schema (tests/integration/credits/test_schema_agrees.py).
 """
 
 from collections.abc import Sequence
@@ -159,8 +159,8 @@ class _Planner:
         sequence = running.version + 1
         transaction_id = TransactionId(compose_id(self._now_ms, movement.entropy, movement.shard))
         digest = chain.link(
-            running.head, transaction_id.bytes, movement.amount, balance, running.reserved, sequence,
-            self._now_us, movement.fingerprint, movement.account_id, movement.kind,
+            running.head, transaction_id.bytes, movement.amount, balance, running.reserved,
+            sequence, self._now_us, movement.fingerprint, movement.account_id, movement.kind,
             movement.description, movement.metadata,
         )  # fmt: skip
         transaction = Transaction(

@@ -1,4 +1,7 @@
-"""From a caller's words to operations: text rules, canonical metadata, fingerprint, key hash. Pure."""
+"""From a caller's words to operations: text rules, canonical metadata, fingerprint, key hash.
+
+Pure.
+"""
 
 import hashlib
 import re
@@ -76,10 +79,10 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
     if metadata is not None:
         text = canonical_metadata(metadata, place)
     return Movement(
-        kind=kind, account_id=AccountId(account_id), shard=shard_of(account_id), tenant_id=tenant_id,
-        amount=amount, key_hash=hashlib.sha256(key.encode()).digest(), key_ms=uuid7_milliseconds(key),
-        fingerprint=fingerprint(kind, amount, description, text), entropy=entropy,
-        description=description, metadata=text,
+        kind=kind, account_id=AccountId(account_id), shard=shard_of(account_id),
+        tenant_id=tenant_id, amount=amount, key_hash=hashlib.sha256(key.encode()).digest(),
+        key_ms=uuid7_milliseconds(key), fingerprint=fingerprint(kind, amount, description, text),
+        entropy=entropy, description=description, metadata=text,
     )  # fmt: skip
 
 

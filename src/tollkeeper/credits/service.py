@@ -1,4 +1,7 @@
-"""What can be asked of the ledger. Writes go through the engine; reads are one unit of work each."""
+"""What can be asked of the ledger.
+
+Writes go through the engine; reads are one unit of work each.
+"""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The ledger's rows: runs `queries.sql` on a given connection, rows to values and back. Decides nothing."""
+"""The ledger's rows: runs `queries.sql` on a given connection, rows to values and back.
+
+Decides nothing.
+"""
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,9 +25,9 @@ CHAIN_PREFETCH = 500
 """Rows of a chain fetched at a time while verifying."""
 
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
-    # The ledger's statements are few, keyed and parametrised by arrays, whose lengths the planner cannot
-    # see: generic plans over nested loops are right for every length, and visit rows in the sorted order
-    # of the arrays, which is the lock order.
+    # The ledger's statements are few, keyed and parametrised by arrays, whose lengths the planner
+    # cannot see: generic plans over nested loops are right for every length, and visit rows in the
+    # sorted order of the arrays, which is the lock order.
     "plan_cache_mode": "force_generic_plan",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -95,7 +98,7 @@ class LedgerStore:
     async def lock_accounts(
         self, connection: Connection, accounts: Mapping[AccountId, int]
     ) -> None:
-        """Lock the rows of `accounts` (id to shard) in sorted order, inside the caller's unit of work."""
+        """Lock `accounts` (id to shard) in sorted order, inside the caller's unit of work."""
         ordered = sorted((shard, account_id) for account_id, shard in accounts.items())
         await connection.fetch(
             self._sql["lock_accounts"],
@@ -219,16 +222,16 @@ def accounts_of(operations: Iterable[Operation]) -> dict[AccountId, int]:
 def _account(row: Row) -> Account:
     return Account(
         account_id=AccountId(row["account_id"]), tenant_id=TenantId(row["tenant_id"]),
-        shard=row["shard"], balance=row["balance"], reserved=row["reserved"], version=row["version"],
-        head_hash=row["head_hash"], created_at=row["created_at"],
+        shard=row["shard"], balance=row["balance"], reserved=row["reserved"],
+        version=row["version"], head_hash=row["head_hash"], created_at=row["created_at"],
     )  # fmt: skip
 
 
 def _transaction(row: Row) -> Transaction:
     return Transaction(
-        transaction_id=TransactionId(row["transaction_id"]), account_id=AccountId(row["account_id"]),
-        shard=row["shard"], kind=_KINDS[row["kind"]], amount=row["amount"], balance=row["balance"],
-        reserved=row["reserved"], sequence=row["sequence"], fingerprint=row["fingerprint"],
-        hash=row["hash"], created_at=row["created_at"], description=row["description"],
-        metadata=row["metadata"],
+        transaction_id=TransactionId(row["transaction_id"]),
+        account_id=AccountId(row["account_id"]), shard=row["shard"], kind=_KINDS[row["kind"]],
+        amount=row["amount"], balance=row["balance"], reserved=row["reserved"],
+        sequence=row["sequence"], fingerprint=row["fingerprint"], hash=row["hash"],
+        created_at=row["created_at"], description=row["description"], metadata=row["metadata"],
     )  # fmt: skip

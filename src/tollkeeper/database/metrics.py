@@ -1,4 +1,4 @@
-"""A pool's counters in the exposition: read when scraped, so that the pool's hot path pays nothing."""
+"""A pool's counters in the exposition: read when scraped, so that acquiring pays nothing."""
 
 from collections.abc import Iterable, Mapping
 
