@@ -1,0 +1,469 @@
+"""The schema runner against a real server: races, kills, locks, wrong files."""
+
+import asyncio
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tollkeeper.database.connect import close_gently, connector
+from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.kernel.backoff import Backoff
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.migrate.cli import migrate_command
+from tollkeeper.migrate.errors import (
+    DatabaseNewer,
+    MigrationBlocked,
+    MigrationChanged,
+    MigrationFailed,
+    NotOneUnitOfWork,
+    RunnerBusy,
+    UnknownDatabase,
+)
+from tollkeeper.migrate.model import DATABASES, Migration
+from tollkeeper.migrate.runner import Patience
+from tollkeeper.migrate.service import (
+    apply,
+    migrate,
+    pending,
+    read_migrations,
+    rehearse,
+    shipped_migrations,
+)
+
+DEADLINE_S = 20.0
+CLOCK = SystemClock()
+HASTY = Patience(
+    runner_wait_s=0.05,
+    poll_interval_s=0.01,
+    lock_timeout_ms=50,
+    backoff=Backoff(first_ms=1, ceiling_ms=1, retries=2),
+)
+
+
+@pytest.fixture
+async def observer(empty_dsn: str) -> AsyncIterator[Connection]:
+    """A connection of its own, to look and to be in the way."""
+    connection = await connector(empty_dsn)()
+    yield connection
+    await close_gently(connection, 5)
+
+
+def steps(*texts: str) -> Sequence[Migration]:
+    return [
+        Migration(database="credits", version=version, name="step", sql=text)
+        for version, text in enumerate(texts, start=1)
+    ]
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await condition():
+            await asyncio.sleep(0.005)
+
+
+async def table_exists(observer: Connection, name: str) -> bool:
+    return bool(await observer.fetchval("SELECT to_regclass($1) IS NOT NULL", name))
+
+
+async def is_waiting_for(observer: Connection, event: str) -> bool:
+    count = await observer.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name LIKE 'tollkeeper migrate %' AND wait_event = $1",
+        event,
+    )
+    return bool(count)
+
+
+# What runs ---------------------------------------------------------------------------------------
+
+
+async def test_applies_once_and_remembers(empty_dsn: str, observer: Connection) -> None:
+    migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();\nCREATE TABLE three ();")
+    said: list[str] = []
+
+    first = await apply(empty_dsn, "credits", migrations[:1], clock=CLOCK)
+    second = await apply(empty_dsn, "credits", migrations, clock=CLOCK, say=said.append)
+    third = await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    assert [tuple(migrations[:1]), tuple(migrations[1:]), ()] == [first, second, third]
+    assert await table_exists(observer, "three")
+    rows = await observer.fetch(
+        "SELECT version, name, checksum FROM tollkeeper_migrations ORDER BY version"
+    )
+    assert [(each.version, each.name, each.checksum) for each in migrations] == [
+        tuple(row) for row in rows
+    ]
+    assert ["credits/0002_step.sql: applied"] == [line.rsplit(" in ", 1)[0] for line in said]
+
+
+async def test_runs_beside_each_other_apply_once(empty_dsn: str, observer: Connection) -> None:
+    """The first runner is held inside its file until the second one has met its lock."""
+    await observer.execute("SELECT pg_advisory_lock(42)")
+    migrations = steps("SELECT pg_advisory_xact_lock(42); CREATE TABLE once ();")
+    waiting = asyncio.Event()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        waiting.set()
+
+    first = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    await eventually(lambda: is_waiting_for(observer, "advisory"))
+    second = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK, say=say))
+    async with asyncio.timeout(DEADLINE_S):
+        await waiting.wait()
+    await observer.execute("SELECT pg_advisory_unlock(42)")
+
+    assert tuple(migrations) == await first
+    assert () == await second
+    assert "credits: waiting for another runner: 'tollkeeper migrate credits' from" in said[0]
+
+
+async def test_eight_runners_at_once_apply_once(empty_dsn: str) -> None:
+    migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
+    start = asyncio.Barrier(8)
+
+    async def run() -> tuple[Migration, ...]:
+        await start.wait()
+        return await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    results = await asyncio.gather(*(run() for _ in range(8)))
+
+    assert [tuple(migrations)] == [result for result in results if result]
+
+
+async def test_who_waits_too_long_learns_who_holds_the_lock(
+    empty_dsn: str, observer: Connection
+) -> None:
+    await observer.execute("SELECT pg_advisory_lock(42)")
+    migrations = steps("SELECT pg_advisory_xact_lock(42);")
+    first = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    await eventually(lambda: is_waiting_for(observer, "advisory"))
+
+    with pytest.raises(RunnerBusy) as caught:
+        await apply(empty_dsn, "credits", migrations, clock=CLOCK, patience=HASTY)
+
+    await observer.execute("SELECT pg_advisory_unlock(42)")
+    await first
+    assert "'tollkeeper migrate credits' from this machine, backend" in caught.value.holder
+
+
+async def test_cancelled_runner_leaves_nothing_and_no_lock(
+    empty_dsn: str, observer: Connection
+) -> None:
+    migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
+    running = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    await eventually(lambda: is_waiting_for(observer, "PgSleep"))
+
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+    whole = steps("CREATE TABLE half ();")
+    assert tuple(whole) == await apply(empty_dsn, "credits", whole, clock=CLOCK)
+
+
+async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
+    empty_dsn: str, observer: Connection, tmp_path: Path
+) -> None:
+    folder = tmp_path / "credits"
+    folder.mkdir()
+    (folder / "0001_start.sql").write_text("CREATE TABLE start (); CREATE TABLE slow AS SELECT 1;")
+    (folder / "0002_slow.sql").write_text(
+        "CREATE TABLE half ();\n"
+        "SELECT pg_sleep(600) WHERE EXISTS (SELECT FROM slow);\n"
+        "CREATE TABLE other_half ();"
+    )
+    program = (
+        "import asyncio, pathlib, sys\n"
+        "from tollkeeper.kernel.clock import SystemClock\n"
+        "from tollkeeper.migrate.service import apply, read_migrations\n"
+        "migrations = read_migrations(pathlib.Path(sys.argv[2]))\n"
+        "asyncio.run(apply(sys.argv[1], 'credits', migrations, clock=SystemClock()))\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, empty_dsn, str(folder)
+    )
+    await eventually(lambda: is_waiting_for(observer, "PgSleep"))
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+
+    # The dead runner's server process notices within a second; until then the lock is held.
+    await observer.execute("DELETE FROM slow")
+    migrations = read_migrations(folder)
+    applied = await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    assert (migrations[1],) == applied
+    assert await table_exists(observer, "other_half")
+
+
+async def test_lost_server_process_is_unavailable_and_leaves_nothing(
+    empty_dsn: str, observer: Connection
+) -> None:
+    migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
+    running = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    await eventually(lambda: is_waiting_for(observer, "PgSleep"))
+    await observer.execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND application_name LIKE 'tollkeeper migrate %'"
+    )
+
+    with pytest.raises(DatabaseUnavailable):
+        await running
+    assert not await table_exists(observer, "half")
+
+
+# What is refused ---------------------------------------------------------------------------------
+
+
+async def test_changed_file_is_refused(empty_dsn: str, observer: Connection) -> None:
+    await apply(empty_dsn, "credits", steps("CREATE TABLE one ();"), clock=CLOCK)
+
+    with pytest.raises(MigrationChanged):
+        await apply(
+            empty_dsn, "credits", steps("CREATE TABLE uno ();", "CREATE TABLE two ();"), clock=CLOCK
+        )
+
+    assert not await table_exists(observer, "two")
+
+
+async def test_newer_database_is_refused(empty_dsn: str) -> None:
+    migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
+    await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    with pytest.raises(DatabaseNewer):
+        await apply(empty_dsn, "credits", migrations[:1], clock=CLOCK)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("SELECT 1;\r\n\r\nSELECT 1 FROM nowhere;", (3, "42P01")),
+        ("CREATE TABLE half ();\n-- Prüfung\nSELEKT 1;", (3, "42601")),
+        ("CREATE TABLE half ();\nSELECT 1 / 0;", (None, "22012")),
+    ],
+)
+async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
+    empty_dsn: str, observer: Connection, text: str, place: tuple[int | None, str]
+) -> None:
+    migrations = steps("CREATE TABLE kept ();", text)
+
+    with pytest.raises(MigrationFailed) as caught:
+        await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    error = caught.value
+    assert ("credits/0002_step.sql", *place) == (error.file, error.line, error.sqlstate)
+    assert await table_exists(observer, "kept")
+    assert not await table_exists(observer, "half")
+    assert 1 == await observer.fetchval("SELECT max(version) FROM tollkeeper_migrations")
+
+
+@pytest.mark.parametrize("ending", ["COMMIT;", "ROLLBACK;"])
+async def test_file_that_commits_by_itself_is_refused(empty_dsn: str, ending: str) -> None:
+    with pytest.raises(NotOneUnitOfWork):
+        await apply(empty_dsn, "credits", steps(f"SELECT 1; {ending}"), clock=CLOCK)
+
+
+async def test_unknown_database_is_refused(empty_dsn: str) -> None:
+    for name in ("nothing", "..", "__pycache__x/../credits"):
+        with pytest.raises(UnknownDatabase):
+            await migrate(empty_dsn, name, clock=CLOCK)
+
+
+# Locks -------------------------------------------------------------------------------------------
+
+
+async def test_lock_timeout_is_set_while_a_file_runs(empty_dsn: str, observer: Connection) -> None:
+    migrations = steps("CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS value;")
+    await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+    assert "2s" == await observer.fetchval("SELECT value FROM seen")
+
+
+async def test_change_behind_a_held_lock_gives_up_and_says_so(
+    empty_dsn: str, observer: Connection
+) -> None:
+    await observer.execute("CREATE TABLE busy ()")
+    migrations = steps("ALTER TABLE busy ADD COLUMN more integer;")
+    said: list[str] = []
+
+    async with observer.transaction():
+        await observer.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
+        with pytest.raises(MigrationBlocked) as caught:
+            await apply(
+                empty_dsn, "credits", migrations, clock=CLOCK, say=said.append, patience=HASTY
+            )
+
+    assert 3 == caught.value.attempts
+    assert 2 == len(said)
+    assert tuple(migrations) == await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+
+
+async def test_change_behind_a_lock_passes_when_it_is_released(
+    empty_dsn: str, observer: Connection
+) -> None:
+    await observer.execute("CREATE TABLE busy ()")
+    await observer.execute("BEGIN; LOCK TABLE busy IN ACCESS SHARE MODE")
+    migrations = steps("ALTER TABLE busy ADD COLUMN more integer;")
+    refused = asyncio.Event()
+    patience = Patience(
+        lock_timeout_ms=50, backoff=Backoff(first_ms=1, ceiling_ms=20, retries=1_000)
+    )
+
+    running = asyncio.create_task(
+        apply(
+            empty_dsn,
+            "credits",
+            migrations,
+            clock=CLOCK,
+            say=lambda _: refused.set(),
+            patience=patience,
+        )
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        await refused.wait()
+    await observer.execute("COMMIT")
+
+    assert tuple(migrations) == await running
+
+
+# What ships --------------------------------------------------------------------------------------
+
+
+SHIPPED = sorted(
+    folder.name
+    for folder in files("tollkeeper.migrations").iterdir()
+    if folder.is_dir() and not folder.name.startswith("_")
+)
+
+
+def test_every_shipped_folder_is_a_known_database() -> None:
+    assert set(SHIPPED) <= set(DATABASES)
+
+
+async def schema(connection: Connection) -> list[tuple[object, ...]]:
+    """Describe columns, constraints, indexes, triggers, functions and privileges.
+
+    Partitions are left out: the calendar decides how many there are.
+    """
+    rows = await connection.fetch(
+        """
+        WITH relation AS (
+            SELECT * FROM pg_class
+            WHERE relnamespace = 'public'::regnamespace AND NOT relispartition
+        )
+        SELECT 'relation', relname::text, relkind::text, reloptions::text, relacl::text
+        FROM relation
+        UNION ALL
+        SELECT 'column', relname, attname, format_type(atttypid, atttypmod) || attnotnull,
+            pg_get_expr(adbin, adrelid)
+        FROM relation JOIN pg_attribute AS a ON attrelid = relation.oid
+        LEFT JOIN pg_attrdef ON adrelid = attrelid AND adnum = attnum
+        WHERE attnum > 0 AND NOT attisdropped
+        UNION ALL
+        SELECT 'constraint', relname, conname, pg_get_constraintdef(c.oid), NULL
+        FROM relation JOIN pg_constraint AS c ON conrelid = relation.oid
+        UNION ALL
+        SELECT 'index', relname, pg_get_indexdef(oid), NULL, NULL
+        FROM relation WHERE relkind IN ('i', 'I')
+        UNION ALL
+        SELECT 'trigger', relname, tgname, pg_get_triggerdef(t.oid), NULL
+        FROM relation JOIN pg_trigger AS t ON tgrelid = relation.oid
+        UNION ALL
+        SELECT 'function', proname, pg_get_functiondef(oid), proacl::text, NULL
+        FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+        ORDER BY 1, 2, 3, 4, 5
+        """
+    )
+    return [tuple(row) for row in rows]
+
+
+@pytest.mark.parametrize("database", SHIPPED)
+async def test_upgrade_step_by_step_gives_the_schema_of_a_fresh_database(
+    databases: Any, database: str
+) -> None:
+    available = shipped_migrations(database)
+    found = []
+    for sizes in ([len(available)], range(1, len(available) + 1)):
+        with databases.fresh() as dsn:
+            for size in sizes:
+                await apply(dsn, database, available[:size], clock=CLOCK)
+            connection = await connector(dsn)()
+            found.append(await schema(connection))
+            assert () == await pending(connection, database)
+            await connection.close()
+
+    fresh, upgraded = found
+    assert fresh == upgraded
+    assert fresh
+
+
+async def test_service_role_may_ask_what_is_pending(empty_dsn: str) -> None:
+    await migrate(empty_dsn, "credits", clock=CLOCK)
+    connection = await connector(empty_dsn, role="tollkeeper_credits")()
+    try:
+        assert () == await pending(connection, "credits")
+    finally:
+        await connection.close()
+
+
+async def test_everything_is_pending_on_an_empty_database(observer: Connection) -> None:
+    assert tuple(shipped_migrations("credits")) == await pending(observer, "credits")
+
+
+async def test_rehearsal_touches_nothing(empty_dsn: str, observer: Connection) -> None:
+    migrations = shipped_migrations("credits")
+
+    assert tuple(migrations) == await rehearse(empty_dsn, "credits")
+    assert not await table_exists(observer, "tollkeeper_migrations")
+
+
+# The command -------------------------------------------------------------------------------------
+
+
+def invoke(dsn: str, *arguments: str) -> Any:
+    app = typer.Typer()
+    app.command("migrate")(migrate_command(lambda _: dsn))
+    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+
+
+def test_command_plans_applies_and_is_then_done(empty_dsn: str) -> None:
+    migrations = [
+        {"version": each.version, "name": each.name, "checksum": each.checksum}
+        for each in shipped_migrations("credits")
+    ]
+
+    planned = invoke(empty_dsn, "credits", "--dry-run", "--json")
+    applied = invoke(empty_dsn, "credits", "--json")
+    again = invoke(empty_dsn, "credits")
+
+    assert [{"database": "credits", "dry_run": True, "migrations": migrations}] == json.loads(
+        planned.stdout
+    )
+    assert [{"database": "credits", "dry_run": False, "migrations": migrations}] == json.loads(
+        applied.stdout
+    )
+    assert "applied" in applied.stderr
+    assert "credits: up to date\n" == again.stdout
+
+
+def test_command_lists_the_files_for_people(empty_dsn: str) -> None:
+    planned = invoke(empty_dsn, "credits", "--dry-run")
+
+    assert planned.stdout.startswith("credits: would apply credits/0001_")
+
+
+async def test_importing_the_command_does_not_load_the_driver() -> None:
+    program = "import sys, tollkeeper.migrate.cli; sys.exit('asyncpg' in sys.modules)"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
+
+    assert 0 == await process.wait()
