@@ -3,6 +3,7 @@
 TollkeeperError
 ├── ConfigurationError        the operator's settings cannot work
 ├── DatabaseError             (database/errors.py)
+├── WebError                  (web/errors.py)
 ├── CreditsError              (credits/errors.py)
 ├── AccessError               (access/errors.py)
 └── MigrationError            (migrate/errors.py)

@@ -22,6 +22,12 @@ ENTROPY_BITS = 66
 EntropySource = Callable[[], int]
 """Returns a fresh integer of `ENTROPY_BITS` random bits."""
 
+TOKEN_BYTES = 32
+"""Random bytes in an API key: 256 bits cannot be guessed, so their plain hash cannot be undone."""
+
+TokenSource = Callable[[], bytes]
+"""Returns `TOKEN_BYTES` fresh random bytes, fit for secrets."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _VERSION_7 = 0x7 << 76
@@ -32,6 +38,11 @@ _LOW_54 = (1 << 54) - 1
 def system_entropy() -> int:
     """Draw the random bits of one id from the operating system."""
     return int.from_bytes(os.urandom(9), "big") >> 6
+
+
+def system_token() -> bytes:
+    """Draw the secret of one API key from the operating system."""
+    return os.urandom(TOKEN_BYTES)
 
 
 def shard_of(account_id: str) -> int:

@@ -1,0 +1,373 @@
+"""Keys on PostgreSQL: made, checked, revoked, and kept through an absence of the database."""
+
+import asyncio
+import math
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+from litestar.types import Receive, Send
+from litestar.types import Scope as Asgi
+from structlog.testing import capture_logs
+
+from tollkeeper.access.api import PROBLEMS
+from tollkeeper.access.errors import KeyInvalid, KeysUnavailable, KeyUnknown
+from tollkeeper.access.model import hash_token, is_token
+from tollkeeper.access.service import AccessService
+from tollkeeper.database.connect import connector
+from tollkeeper.database.driver import Connection
+from tollkeeper.database.embedded import EmbeddedServer
+from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.kernel.ids import TenantId, system_entropy, system_token
+from tollkeeper.kernel.principal import Scope
+from tollkeeper.web.auth import Authentication
+from tollkeeper.web.problem import SHARED_PROBLEMS
+
+DEADLINE_S = 15.0
+
+READ = (Scope.CREDITS_READ,)
+
+
+def build_service(pool: Pool) -> AccessService:
+    return AccessService(pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
+
+
+@pytest.fixture
+async def owner_pool(access_dsn: str) -> AsyncIterator[Pool]:
+    pool = Pool(connector(access_dsn), size=2, clock=SystemClock())
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+async def reader_pool(access_dsn: str) -> AsyncIterator[Pool]:
+    pool = Pool(connector(access_dsn, role="tollkeeper_access"), size=1, clock=SystemClock())
+    yield pool
+    await pool.close()
+
+
+@pytest.fixture
+def maker(owner_pool: Pool) -> AccessService:
+    """The service as the owner of the database runs it: it may make keys."""
+    return build_service(owner_pool)
+
+
+@pytest.fixture
+def checker(reader_pool: Pool) -> AccessService:
+    """The service as an HTTP process runs it."""
+    return build_service(reader_pool)
+
+
+@pytest.fixture
+async def connection(access_dsn: str) -> AsyncIterator[Connection]:
+    connection = await connector(access_dsn)()
+    yield connection
+    await connection.close()
+
+
+async def revoke(connection: Connection, token: str) -> None:
+    await connection.execute(
+        "UPDATE api_keys SET revoked_at = now() WHERE token_hash = $1", hash_token(token)
+    )
+
+
+async def version(connection: Connection) -> int:
+    found: int = await connection.fetchval("SELECT version FROM api_keys_version")
+    return found
+
+
+def is_valid(service: AccessService, token: str) -> bool:
+    try:
+        service.principal_of(token)
+    except KeyUnknown:
+        return False
+    return True
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_key_is_known_after_a_refresh(maker: AccessService, checker: AccessService) -> None:
+    key, token = await maker.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
+    await checker.refresh()
+
+    principal = checker.principal_of(token)
+    assert key.key_id == principal.key_id
+    assert {"credits:read"} == principal.scopes
+    assert "acme" == principal.tenant_id
+    assert is_token(token)
+
+
+async def test_key_is_kept_only_as_hash(maker: AccessService, connection: Connection) -> None:
+    _, token = await maker.create_key("billing", scopes=READ)
+
+    row = str(await connection.fetchrow("SELECT k::text FROM api_keys AS k"))
+    assert hash_token(token).hex() in row
+    assert token[8:40] not in row
+
+
+async def test_unknown_key_is_refused_without_a_round_trip(
+    checker: AccessService, reader_pool: Pool
+) -> None:
+    await checker.refresh()
+    before = reader_pool.counters().acquired_total
+
+    for token in ("", "wrong", "tk_live_" + "0" * 72, "\udcff"):
+        assert not is_valid(checker, token)
+
+    assert before == reader_pool.counters().acquired_total
+
+
+async def test_revoked_key_stops_working_after_the_next_refresh(
+    maker: AccessService, checker: AccessService, connection: Connection
+) -> None:
+    _, kept = await maker.create_key("kept", scopes=READ)
+    _, revoked = await maker.create_key("revoked", scopes=READ)
+    await checker.refresh()
+    await revoke(connection, revoked)
+    assert is_valid(checker, revoked)
+
+    await checker.refresh()
+
+    assert not is_valid(checker, revoked)
+    assert is_valid(checker, kept)
+
+
+async def test_changes_arrive_by_themselves(
+    maker: AccessService, checker: AccessService, connection: Connection
+) -> None:
+    await checker.start()
+    try:
+        _, token = await maker.create_key("billing", scopes=READ)
+        await eventually(lambda: is_valid(checker, token))
+        await revoke(connection, token)
+        await eventually(lambda: not is_valid(checker, token))
+    finally:
+        await checker.close()
+
+
+async def test_unchanged_keys_are_not_read_again(
+    maker: AccessService, checker: AccessService
+) -> None:
+    await maker.create_key("billing", scopes=READ)
+    with capture_logs() as logs:
+        await checker.refresh()
+        await checker.refresh()
+
+    assert ["access.keys_read"] == [entry["event"] for entry in logs]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE api_keys SET scopes = '{admin}'",
+        "UPDATE api_keys SET revoked_at = now()",
+        "DELETE FROM api_keys",
+        "TRUNCATE api_keys",
+    ],
+)
+async def test_every_change_moves_the_version(
+    maker: AccessService, connection: Connection, change: str
+) -> None:
+    await maker.create_key("billing", scopes=READ)
+    before = await version(connection)
+    await connection.execute(change)
+
+    assert before < await version(connection)
+
+
+async def test_concurrent_changes_are_all_seen(
+    maker: AccessService, checker: AccessService, connection: Connection
+) -> None:
+    """Refreshing all the while, nothing that committed between two reads is missed."""
+    await checker.start()
+    made: list[str] = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for number in range(20):
+                group.create_task(_create(maker, f"key {number}", made))
+            for _ in range(20):
+                group.create_task(checker.refresh())
+        await checker.refresh()
+    finally:
+        await checker.close()
+
+    assert 20 == len(made)
+    assert all(is_valid(checker, token) for token in made)
+    assert 20 == await version(connection)
+
+
+async def _create(maker: AccessService, name: str, made: list[str]) -> None:
+    _, token = await maker.create_key(name, scopes=READ)
+    made.append(token)
+
+
+async def test_services_may_not_make_keys(checker: AccessService) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await checker.create_key("sneaky", scopes=(Scope.ADMIN,))
+
+
+async def test_key_that_cannot_be_is_not_made(maker: AccessService, connection: Connection) -> None:
+    with pytest.raises(KeyInvalid):
+        await maker.create_key("", scopes=READ)
+
+    assert 0 == await version(connection)
+
+
+async def test_constraints_refuse_what_the_model_refuses(connection: Connection) -> None:
+    good = {"name": "'n'", "token_hash": "sha256('')", "scopes": "'{a}'", "tenant_id": "NULL"}
+    bad = {
+        "name": ["''", "repeat('x', 101)"],
+        "token_hash": ["'short'"],
+        "scopes": ["'{}'", "'{NULL}'"],
+        "tenant_id": ["''", "repeat('x', 129)"],
+    }
+    for column, values in bad.items():
+        for value in values:
+            row = {**good, column: value}
+            with pytest.raises(asyncpg.CheckViolationError):
+                await connection.execute(
+                    f"INSERT INTO api_keys (key_id, created_at, {', '.join(row)})"
+                    f" VALUES (gen_random_uuid(), now(), {', '.join(row.values())})"
+                )
+
+
+async def test_last_known_keys_work_while_the_database_is_away(
+    maker: AccessService,
+    checker: AccessService,
+    connection: Connection,
+    server: EmbeddedServer,
+) -> None:
+    _, token = await maker.create_key("billing", scopes=READ)
+    await checker.start()
+    database = await connection.fetchval("SELECT current_database()")
+    operator = await connector(server.dsn("postgres"))()
+    try:
+        await operator.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS false")
+        await operator.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", database
+        )
+        with capture_logs() as logs:
+            await eventually(lambda: [] != logs)
+            assert is_valid(checker, token)
+            assert not is_valid(checker, "wrong")
+            assert checker.age_s > 0
+            await operator.execute(f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+            await eventually(lambda: logs[-1]["event"] == "access.keys_current")
+
+        assert ["access.keys_stale", "access.keys_current"] == [entry["event"] for entry in logs]
+        assert is_valid(checker, token)
+    finally:
+        await operator.close()
+        await checker.close()
+
+
+async def test_start_without_a_database_judges_no_key(tmp_path: Path) -> None:
+    pool = Pool(
+        connector(f"postgresql://nobody@/none?host={tmp_path}"), size=1, clock=SystemClock()
+    )
+    service = build_service(pool)
+    await service.start()
+    try:
+        assert math.isinf(service.age_s)
+        with pytest.raises(KeysUnavailable):
+            service.principal_of("tk_live_" + "0" * 72)
+        with pytest.raises(DatabaseUnavailable):
+            await service.refresh()
+    finally:
+        await service.close()
+        await pool.close()
+
+
+async def test_development_key_is_made_once(maker: AccessService, tmp_path: Path) -> None:
+    path = tmp_path / "data" / "dev.key"
+    token = await maker.ensure_development_key(path)
+
+    assert set(Scope) == maker.principal_of(token).scopes
+    assert token.startswith("tk_dev_")
+    assert f"{token}\n" == path.read_text()
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+    assert token == await maker.ensure_development_key(path)
+    assert [path] == list(path.parent.iterdir())
+
+
+async def test_development_key_of_another_database_is_replaced(
+    maker: AccessService, connection: Connection, tmp_path: Path
+) -> None:
+    path = tmp_path / "dev.key"
+    old = await maker.ensure_development_key(path)
+    await connection.execute("TRUNCATE api_keys")
+
+    new = await maker.ensure_development_key(path)
+    assert new != old
+    assert f"{new}\n" == path.read_text()
+    assert is_valid(maker, new)
+
+
+@pytest.mark.parametrize("content", [b"", b"tk_dev_00", b"\xff\xfe", b"tk_dev_" + b"0" * 72])
+async def test_torn_development_key_is_replaced(
+    maker: AccessService, tmp_path: Path, content: bytes
+) -> None:
+    path = tmp_path / "dev.key"
+    path.write_bytes(content)
+
+    assert is_valid(maker, await maker.ensure_development_key(path))
+
+
+async def test_readable_development_key_is_closed_to_others(
+    maker: AccessService, tmp_path: Path
+) -> None:
+    path = tmp_path / "dev.key"
+    token = await maker.ensure_development_key(path)
+    path.chmod(0o644)
+
+    assert token == await maker.ensure_development_key(path)
+    assert 0o600 == stat.S_IMODE(path.stat().st_mode)
+
+
+async def test_key_file_that_cannot_be_is_said_in_a_sentence(
+    maker: AccessService, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match="Not a directory"):
+        await maker.ensure_development_key(tmp_path / "file" / "dev.key")
+    (tmp_path / "dev.key").mkdir()
+    with pytest.raises(ConfigurationError, match="Is a directory"):
+        await maker.ensure_development_key(tmp_path / "dev.key")
+
+
+async def test_keys_guard_an_application(
+    maker: AccessService, checker: AccessService, connection: Connection
+) -> None:
+    async def application(scope: Asgi, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    guarded = Authentication(
+        application,
+        principal_of=checker.principal_of,
+        problems={**SHARED_PROBLEMS, **PROBLEMS},
+    )
+    transport = httpx.ASGITransport(app=guarded)  # type: ignore[arg-type]  # other ASGI types
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        _, token = await maker.create_key("billing", scopes=READ)
+        headers = {"Authorization": f"Bearer {token}"}
+        unread = await client.get("/v1/x", headers=headers)
+        await checker.refresh()
+        served = await client.get("/v1/x", headers=headers)
+        await revoke(connection, token)
+        await checker.refresh()
+        refused = await client.get("/v1/x", headers=headers)
+
+    assert [503, 204, 401] == [unread.status_code, served.status_code, refused.status_code]
+    assert "1" == unread.headers["retry-after"]
+    assert "urn:tollkeeper:problem:key-unknown" == refused.json()["type"]
