@@ -11,13 +11,14 @@ import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from tollkeeper.database.embedded import EmbeddedServer, all_binaries
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.migrate.service import migrate
 
 
 class Databases:
@@ -43,7 +44,7 @@ class Databases:
         name = f"template_{database}"
         if name not in self._templates:
             self._execute(f"CREATE DATABASE {name}")
-            run(lambda: _apply_migrations(self._server.dsn(name), database))
+            run(lambda: _migrate(self._server.dsn(name), database))
             self._templates.add(name)
         return name
 
@@ -57,21 +58,16 @@ def run(work: Callable[[], Coroutine[object, object, None]]) -> None:
         thread.submit(lambda: asyncio.run(work())).result()
 
 
+async def _migrate(dsn: str, database: str) -> None:
+    await migrate(dsn, database, clock=SystemClock())
+
+
 async def _execute(dsn: str, statement: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
         await connection.execute(statement)
     finally:
         await connection.close()
-
-
-async def _apply_migrations(dsn: str, database: str) -> None:
-    folder = files("tollkeeper.migrations").joinpath(database)
-    if not folder.is_dir():
-        return
-    for file in sorted(folder.iterdir(), key=lambda each: each.name):
-        if file.name.endswith(".sql"):
-            await _execute(dsn, file.read_text(encoding="utf-8"))
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from tollkeeper.database.postmaster import Postmaster, end_orphans
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.server_settings import server_settings
 
-__all__ = ["EmbeddedServer", "all_binaries", "find_binaries", "holder_of"]
+__all__ = ["EmbeddedServer", "all_binaries", "claim_directory", "find_binaries", "holder_of"]
 
 PROMPT_START_S = 5.0
 START_TIMEOUT_S = 600.0
@@ -74,6 +74,7 @@ class EmbeddedServer:
         directory: Path,
         installation: Installation,
         lock: DirectoryLock,
+        keeps_lock: bool,
         say: Say,
     ) -> None:
         self._directory = directory
@@ -81,6 +82,7 @@ class EmbeddedServer:
         self._log = directory / "postgres.log"
         self._installation = installation
         self._lock = lock
+        self._keeps_lock = keeps_lock
         self._say = say
         self._account: Account | None = None
         self._socket: Path | None = None
@@ -88,19 +90,29 @@ class EmbeddedServer:
         self._is_closed = False
 
     @classmethod
-    def start(cls, data: Path, *, binaries: Path | None = None, say: Say | None = None) -> Self:
+    def start(
+        cls,
+        data: Path,
+        *,
+        binaries: Path | None = None,
+        say: Say | None = None,
+        lock: DirectoryLock | None = None,
+    ) -> Self:
         """Start the server of directory `data`, which is made if it does not exist.
+
+        Who has claimed the directory already hands over the `lock`, and releases it after `stop`.
 
         Raises:
             EmbeddedError: it cannot run here; the sentence says why.
         """
-        directory = data.expanduser().resolve()
+        directory = _absolute(data)
         installation = inspect_installation(binaries or find_binaries())
-        with _explained(directory):
-            _open_directory(directory)
-            lock = DirectoryLock.acquire(directory / "lock")
         server = cls(
-            directory=directory, installation=installation, lock=lock, say=say or _say_nothing
+            directory=directory,
+            installation=installation,
+            lock=lock or claim_directory(directory),
+            keeps_lock=lock is not None,
+            say=say or _say_nothing,
         )
         try:
             with _explained(directory):
@@ -127,10 +139,6 @@ class EmbeddedServer:
             f"postgresql://{cluster.SUPERUSER}@/{quote(database, safe='')}"
             f"?host={host}&port={SOCKET_PORT}"
         )
-
-    def announce(self, url: str) -> None:
-        """Let a second start on this directory say which address is served from it."""
-        self._lock.announce(url=url)
 
     def is_running(self) -> bool:
         """Whether the server process lives."""
@@ -177,7 +185,8 @@ class EmbeddedServer:
         self._end_server()
         if self._socket is not None and self._socket.parent != self._directory:
             shutil.rmtree(self._socket, ignore_errors=True)
-        self._lock.release()
+        if not self._keeps_lock:
+            self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -249,9 +258,25 @@ class EmbeddedServer:
         return [self._installation.program("postgres"), "-D", str(self._data), *options]
 
 
+def claim_directory(data: Path) -> DirectoryLock:
+    """Make directory `data` ours until the lock is released, or say whose it is.
+
+    Raises:
+        EmbeddedError: another process holds it, or it cannot be written.
+    """
+    directory = _absolute(data)
+    with _explained(directory):
+        _open_directory(directory)
+        return DirectoryLock.acquire(directory / "lock")
+
+
 def holder_of(data: Path) -> Holder | None:
     """Return who wrote their name into the lock of directory `data`, alive or not."""
-    return read_holder(data.expanduser() / "lock")
+    return read_holder(_absolute(data) / "lock")
+
+
+def _absolute(data: Path) -> Path:
+    return data.expanduser().resolve()
 
 
 @contextmanager

@@ -100,5 +100,7 @@ class DirectoryLock:
 
 
 def _own_command() -> str:
-    program, *arguments = sys.orig_argv
-    return " ".join((Path(program).name, *arguments))[:200]
+    program, *arguments = sys.argv
+    path = Path(program)
+    name = path.parent.name if path.name == "__main__.py" else path.name
+    return " ".join((name, *arguments))[:200]

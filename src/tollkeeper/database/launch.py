@@ -112,13 +112,13 @@ def _become(order: _Order) -> None:
     calls = _system_calls()
     permitted = 0
     must_pass_closed_folders = False
-    os.chdir("/")
     # A shell that starts us in the background has its children ignore SIGINT.
     if order.death_signal != signal.SIGKILL:
         signal.signal(order.death_signal, signal.SIG_DFL)
     if order.account is not None and os.geteuid() == 0:
         # Everything is read before the drop: this interpreter's own files may be root's only.
         permitted = _permitted_capabilities() if calls is not None else 0
+        os.chdir("/")  # that user may not be able to name, or enter, where we are
         _drop_root(order.account, calls)
         must_pass_closed_folders = not all(os.access(path, os.X_OK) for path in order.reach)
     # After the drop, because a change of user clears it.

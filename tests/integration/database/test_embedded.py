@@ -17,7 +17,7 @@ import pytest
 
 from tollkeeper.database.binaries import all_binaries
 from tollkeeper.database.cluster import choose_account, server_environment
-from tollkeeper.database.embedded import EmbeddedServer, holder_of
+from tollkeeper.database.embedded import EmbeddedServer, claim_directory, holder_of
 from tollkeeper.database.errors import EmbeddedError
 from tollkeeper.database.launch import launch_command
 from tollkeeper.database.postmaster import _status_in
@@ -229,11 +229,15 @@ def test_a_stopped_server_is_not_running(tmp_path: Path) -> None:
 
 
 def test_second_start_in_this_process_is_refused(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path) as server:
-        server.announce("http://x")
+    lock = claim_directory(tmp_path)
+    with EmbeddedServer.start(tmp_path, lock=lock):
+        lock.announce(url="http://x")
 
         with pytest.raises(EmbeddedError, match=rf"process {os.getpid()} \(.*, serving http://x"):
             EmbeddedServer.start(tmp_path)
+    with pytest.raises(EmbeddedError, match="in use"):
+        EmbeddedServer.start(tmp_path)
+    lock.release()
 
 
 def test_second_start_names_the_process_that_holds_the_directory(tmp_path: Path) -> None:
