@@ -4,10 +4,11 @@ import random  # noqa: TID251  # the composition root is where randomness comes 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from tollkeeper.access.service import AccessService
+from tollkeeper.access.service import AccessService, KeyMaker
 from tollkeeper.config import Settings, variable_of
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.metrics import CreditsMetrics
@@ -18,7 +19,7 @@ from tollkeeper.database.metrics import PoolCollector
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
-from tollkeeper.kernel.ids import EntropySource, system_entropy
+from tollkeeper.kernel.ids import EntropySource, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
 
 CREDITS_ROLE = "tollkeeper_credits"
@@ -99,6 +100,22 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         await access.close()
         for pool in (lanes, reads, keys):
             await pool.close()
+
+
+async def ensure_development_key(access_dsn: str, path: Path) -> str:
+    """Return the key in `path` if it is still valid; otherwise make one and put it there.
+
+    Raises:
+        ConfigurationError: the file cannot be read or written.
+        DatabaseError: the database cannot be reached.
+    """
+    clock = SystemClock()
+    pool = Pool(connector(access_dsn), size=1, clock=clock)
+    try:
+        maker = KeyMaker(pool, clock=clock, entropy=system_entropy, tokens=system_token)
+        return await maker.ensure_development_key(path)
+    finally:
+        await pool.close()
 
 
 def dsn_of(settings: Settings, database: str) -> str:

@@ -1,10 +1,9 @@
 """Who holds which key: all valid keys in memory, so that checking one costs no round trip.
 
-A background task asks every two seconds whether any key changed, and reads them again only then.
-When the database is away the last known keys go on working; `age_s` says since when, and readiness
-judges it. So a revoked key works for two seconds more, or until the database is back.
-
-Checking needs a pool that may read (role `tollkeeper_access`); making keys needs the owner's.
+`AccessService` checks keys and needs a pool that may read (role `tollkeeper_access`); `KeyMaker`
+makes them and needs the owner's. A background task asks every two seconds whether any key changed,
+and reads them again only then. When the database is away the last known keys go on working; `age_s`
+says since when. So a revoked key works for two seconds more, or until the database is back.
 """
 
 import asyncio
@@ -43,13 +42,9 @@ _log = structlog.get_logger(__name__)
 class AccessService:
     """Knows every valid key of one access database."""
 
-    def __init__(
-        self, pool: Pool, *, clock: Clock, entropy: EntropySource, tokens: TokenSource
-    ) -> None:
+    def __init__(self, pool: Pool, *, clock: Clock) -> None:
         self._pool = pool
         self._clock = clock
-        self._entropy = entropy
-        self._tokens = tokens
         self._store = KeyStore()
         self._principals: Mapping[bytes, Principal] | None = None
         self._version = -1
@@ -80,9 +75,13 @@ class AccessService:
             return float("inf")
         return self._clock.monotonic_s() - self._confirmed_s
 
-    async def start(self) -> None:
-        """Read the keys, if the database answers, and keep them current from now on."""
-        await self._try_refresh()
+    @property
+    def is_loaded(self) -> bool:
+        """Whether the keys were read at least once."""
+        return self._principals is not None
+
+    def start(self) -> None:
+        """Read the keys as soon as the database answers, and keep them current from now on."""
         self._refreshing = asyncio.create_task(self._keep_current(), name="access.refresh")
 
     async def close(self) -> None:
@@ -108,6 +107,37 @@ class AccessService:
                 )
                 _log.info("access.keys_read", keys=len(keys), version=self._version)
             self._confirmed_s = started_s
+
+    async def _keep_current(self) -> None:
+        while True:
+            await self._try_refresh()
+            await self._clock.sleep(REFRESH_INTERVAL_S)
+
+    async def _try_refresh(self) -> None:
+        """Refresh; say once when it begins to fail, and once when it works again."""
+        try:
+            await self.refresh()
+        except Exception as error:  # noqa: BLE001 - the edge of a background task
+            if not self._is_stale:
+                self._is_stale = True
+                _log.warning("access.keys_stale", error=repr(error), age_s=self.age_s)
+            return
+        if self._is_stale:
+            self._is_stale = False
+            _log.info("access.keys_current", version=self._version)
+
+
+class KeyMaker:
+    """Makes keys of one access database, as its owner."""
+
+    def __init__(
+        self, pool: Pool, *, clock: Clock, entropy: EntropySource, tokens: TokenSource
+    ) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._entropy = entropy
+        self._tokens = tokens
+        self._store = KeyStore()
 
     async def create_key(
         self,
@@ -151,34 +181,18 @@ class AccessService:
             ConfigurationError: the file cannot be read or written.
             DatabaseError: the database is away.
         """
-        await self.refresh()
         token = await asyncio.to_thread(_read_token, path)
-        if token is not None and self._principals and hash_token(token) in self._principals:
+        if token is not None and await self._is_valid(token):
             return token
         _, token = await self.create_key(
             DEVELOPMENT_KEY_NAME, scopes=(Scope.ADMIN,), environment="dev"
         )
         await asyncio.to_thread(_write_secret, path, token)
-        await self.refresh()
         return token
 
-    async def _keep_current(self) -> None:
-        while True:
-            await self._clock.sleep(REFRESH_INTERVAL_S)
-            await self._try_refresh()
-
-    async def _try_refresh(self) -> None:
-        """Refresh; say once when it begins to fail, and once when it works again."""
-        try:
-            await self.refresh()
-        except Exception as error:  # noqa: BLE001 - the edge of a background task
-            if not self._is_stale:
-                self._is_stale = True
-                _log.warning("access.keys_stale", error=repr(error), age_s=self.age_s)
-            return
-        if self._is_stale:
-            self._is_stale = False
-            _log.info("access.keys_current", version=self._version)
+    async def _is_valid(self, token: str) -> bool:
+        async with self._pool.connection() as connection:
+            return await self._store.is_valid_key(connection, hash_token(token))
 
 
 def _read_token(path: Path) -> str | None:

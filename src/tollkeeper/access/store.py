@@ -38,6 +38,13 @@ class KeyStore:
         )
         return rows[0]["version"], keys
 
+    async def is_valid_key(self, connection: Connection, token_hash: bytes) -> bool:
+        """Whether a key exists and was not revoked."""
+        is_valid: bool = await connection.fetchval(
+            self._sql["is_valid_key"], token_hash, timeout=STATEMENT_TIMEOUT_S
+        )
+        return is_valid
+
     async def insert_key(self, connection: Connection, key: ApiKey) -> None:
         """Keep a new key."""
         await connection.execute(

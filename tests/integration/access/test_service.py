@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from tollkeeper.access.api import PROBLEMS
 from tollkeeper.access.errors import KeyInvalid, KeysUnavailable, KeyUnknown
 from tollkeeper.access.model import hash_token, is_token
-from tollkeeper.access.service import AccessService
+from tollkeeper.access.service import AccessService, KeyMaker
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.embedded import EmbeddedServer
@@ -28,14 +28,11 @@ from tollkeeper.kernel.ids import TenantId, system_entropy, system_token
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.problem import SHARED_PROBLEMS
+from tollkeeper.wiring import ensure_development_key
 
 DEADLINE_S = 15.0
 
 READ = (Scope.CREDITS_READ,)
-
-
-def build_service(pool: Pool) -> AccessService:
-    return AccessService(pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
 
 
 @pytest.fixture
@@ -53,15 +50,14 @@ async def reader_pool(access_dsn: str) -> AsyncIterator[Pool]:
 
 
 @pytest.fixture
-def maker(owner_pool: Pool) -> AccessService:
-    """The service as the owner of the database runs it: it may make keys."""
-    return build_service(owner_pool)
+def maker(owner_pool: Pool) -> KeyMaker:
+    return KeyMaker(owner_pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
 
 
 @pytest.fixture
 def checker(reader_pool: Pool) -> AccessService:
-    """The service as an HTTP process runs it."""
-    return build_service(reader_pool)
+    """The service as an HTTP process runs it: it may only read."""
+    return AccessService(reader_pool, clock=SystemClock())
 
 
 @pytest.fixture
@@ -96,7 +92,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_key_is_known_after_a_refresh(maker: AccessService, checker: AccessService) -> None:
+async def test_key_is_known_after_a_refresh(maker: KeyMaker, checker: AccessService) -> None:
     key, token = await maker.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
     await checker.refresh()
 
@@ -107,7 +103,7 @@ async def test_key_is_known_after_a_refresh(maker: AccessService, checker: Acces
     assert is_token(token)
 
 
-async def test_key_is_kept_only_as_hash(maker: AccessService, connection: Connection) -> None:
+async def test_key_is_kept_only_as_hash(maker: KeyMaker, connection: Connection) -> None:
     _, token = await maker.create_key("billing", scopes=READ)
 
     row = str(await connection.fetchrow("SELECT k::text FROM api_keys AS k"))
@@ -128,7 +124,7 @@ async def test_unknown_key_is_refused_without_a_round_trip(
 
 
 async def test_revoked_key_stops_working_after_the_next_refresh(
-    maker: AccessService, checker: AccessService, connection: Connection
+    maker: KeyMaker, checker: AccessService, connection: Connection
 ) -> None:
     _, kept = await maker.create_key("kept", scopes=READ)
     _, revoked = await maker.create_key("revoked", scopes=READ)
@@ -143,9 +139,9 @@ async def test_revoked_key_stops_working_after_the_next_refresh(
 
 
 async def test_changes_arrive_by_themselves(
-    maker: AccessService, checker: AccessService, connection: Connection
+    maker: KeyMaker, checker: AccessService, connection: Connection
 ) -> None:
-    await checker.start()
+    checker.start()
     try:
         _, token = await maker.create_key("billing", scopes=READ)
         await eventually(lambda: is_valid(checker, token))
@@ -155,9 +151,7 @@ async def test_changes_arrive_by_themselves(
         await checker.close()
 
 
-async def test_unchanged_keys_are_not_read_again(
-    maker: AccessService, checker: AccessService
-) -> None:
+async def test_unchanged_keys_are_not_read_again(maker: KeyMaker, checker: AccessService) -> None:
     await maker.create_key("billing", scopes=READ)
     with capture_logs() as logs:
         await checker.refresh()
@@ -176,7 +170,7 @@ async def test_unchanged_keys_are_not_read_again(
     ],
 )
 async def test_every_change_moves_the_version(
-    maker: AccessService, connection: Connection, change: str
+    maker: KeyMaker, connection: Connection, change: str
 ) -> None:
     await maker.create_key("billing", scopes=READ)
     before = await version(connection)
@@ -186,10 +180,10 @@ async def test_every_change_moves_the_version(
 
 
 async def test_concurrent_changes_are_all_seen(
-    maker: AccessService, checker: AccessService, connection: Connection
+    maker: KeyMaker, checker: AccessService, connection: Connection
 ) -> None:
     """Refreshing all the while, nothing that committed between two reads is missed."""
-    await checker.start()
+    checker.start()
     made: list[str] = []
     try:
         async with asyncio.TaskGroup() as group:
@@ -206,17 +200,28 @@ async def test_concurrent_changes_are_all_seen(
     assert 20 == await version(connection)
 
 
-async def _create(maker: AccessService, name: str, made: list[str]) -> None:
+async def _create(maker: KeyMaker, name: str, made: list[str]) -> None:
     _, token = await maker.create_key(name, scopes=READ)
     made.append(token)
 
 
-async def test_services_may_not_make_keys(checker: AccessService) -> None:
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "INSERT INTO api_keys SELECT * FROM api_keys",
+        "UPDATE api_keys SET revoked_at = NULL",
+        "DELETE FROM api_keys",
+        "TRUNCATE api_keys",
+        "UPDATE api_keys_version SET version = 0",
+    ],
+)
+async def test_services_may_only_read(reader_pool: Pool, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await checker.create_key("sneaky", scopes=(Scope.ADMIN,))
+        async with reader_pool.connection() as connection:
+            await connection.execute(statement)
 
 
-async def test_key_that_cannot_be_is_not_made(maker: AccessService, connection: Connection) -> None:
+async def test_key_that_cannot_be_is_not_made(maker: KeyMaker, connection: Connection) -> None:
     with pytest.raises(KeyInvalid):
         await maker.create_key("", scopes=READ)
 
@@ -242,13 +247,14 @@ async def test_constraints_refuse_what_the_model_refuses(connection: Connection)
 
 
 async def test_last_known_keys_work_while_the_database_is_away(
-    maker: AccessService,
+    maker: KeyMaker,
     checker: AccessService,
     connection: Connection,
     server: EmbeddedServer,
 ) -> None:
     _, token = await maker.create_key("billing", scopes=READ)
-    await checker.start()
+    checker.start()
+    await eventually(lambda: checker.is_loaded)
     database = await connection.fetchval("SELECT current_database()")
     operator = await connector(server.dsn("postgres"))()
     try:
@@ -271,14 +277,15 @@ async def test_last_known_keys_work_while_the_database_is_away(
         await checker.close()
 
 
-async def test_start_without_a_database_judges_no_key(tmp_path: Path) -> None:
+async def test_without_a_database_no_key_is_judged(tmp_path: Path) -> None:
     pool = Pool(
         connector(f"postgresql://nobody@/none?host={tmp_path}"), size=1, clock=SystemClock()
     )
-    service = build_service(pool)
-    await service.start()
+    service = AccessService(pool, clock=SystemClock())
+    service.start()
     try:
         assert math.isinf(service.age_s)
+        assert not service.is_loaded
         with pytest.raises(KeysUnavailable):
             service.principal_of("tk_live_" + "0" * 72)
         with pytest.raises(DatabaseUnavailable):
@@ -288,11 +295,14 @@ async def test_start_without_a_database_judges_no_key(tmp_path: Path) -> None:
         await pool.close()
 
 
-async def test_development_key_is_made_once(maker: AccessService, tmp_path: Path) -> None:
+async def test_development_key_is_made_once(
+    maker: KeyMaker, checker: AccessService, tmp_path: Path
+) -> None:
     path = tmp_path / "data" / "dev.key"
     token = await maker.ensure_development_key(path)
+    await checker.refresh()
 
-    assert set(Scope) == maker.principal_of(token).scopes
+    assert set(Scope) == checker.principal_of(token).scopes
     assert token.startswith("tk_dev_")
     assert f"{token}\n" == path.read_text()
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
@@ -301,7 +311,7 @@ async def test_development_key_is_made_once(maker: AccessService, tmp_path: Path
 
 
 async def test_development_key_of_another_database_is_replaced(
-    maker: AccessService, connection: Connection, tmp_path: Path
+    maker: KeyMaker, checker: AccessService, connection: Connection, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
     old = await maker.ensure_development_key(path)
@@ -310,21 +320,24 @@ async def test_development_key_of_another_database_is_replaced(
     new = await maker.ensure_development_key(path)
     assert new != old
     assert f"{new}\n" == path.read_text()
-    assert is_valid(maker, new)
+    await checker.refresh()
+    assert is_valid(checker, new)
 
 
 @pytest.mark.parametrize("content", [b"", b"tk_dev_00", b"\xff\xfe", b"tk_dev_" + b"0" * 72])
 async def test_torn_development_key_is_replaced(
-    maker: AccessService, tmp_path: Path, content: bytes
+    maker: KeyMaker, checker: AccessService, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "dev.key"
     path.write_bytes(content)
 
-    assert is_valid(maker, await maker.ensure_development_key(path))
+    token = await maker.ensure_development_key(path)
+    await checker.refresh()
+    assert is_valid(checker, token)
 
 
 async def test_readable_development_key_is_closed_to_others(
-    maker: AccessService, tmp_path: Path
+    maker: KeyMaker, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
     token = await maker.ensure_development_key(path)
@@ -335,7 +348,7 @@ async def test_readable_development_key_is_closed_to_others(
 
 
 async def test_key_file_that_cannot_be_is_said_in_a_sentence(
-    maker: AccessService, tmp_path: Path
+    maker: KeyMaker, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="Not a directory"):
@@ -346,7 +359,7 @@ async def test_key_file_that_cannot_be_is_said_in_a_sentence(
 
 
 async def test_keys_guard_an_application(
-    maker: AccessService, checker: AccessService, connection: Connection
+    maker: KeyMaker, checker: AccessService, connection: Connection
 ) -> None:
     async def application(scope: Asgi, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -371,3 +384,13 @@ async def test_keys_guard_an_application(
     assert [503, 204, 401] == [unread.status_code, served.status_code, refused.status_code]
     assert "1" == unread.headers["retry-after"]
     assert "urn:tollkeeper:problem:key-unknown" == refused.json()["type"]
+
+
+async def test_wiring_makes_the_development_key_as_the_owner(
+    access_dsn: str, checker: AccessService, tmp_path: Path
+) -> None:
+    token = await ensure_development_key(access_dsn, tmp_path / "dev.key")
+    await checker.refresh()
+
+    assert is_valid(checker, token)
+    assert token == await ensure_development_key(access_dsn, tmp_path / "dev.key")
