@@ -8,7 +8,8 @@ Every change of state is synchronous and ends in `_settle`, which restores the i
 - nobody waits while a connection is idle; who came first is served first;
 - idle + held + opening + closing connections never exceed the size, except after it was reduced,
   when the surplus is retired as it becomes idle;
-- someone who waits can be served by a connection that is held or being opened, or is refused.
+- who waits can be served by a connection that is held, being opened, or opened after a rest; when
+  an open fails and no other connection exists, everyone who waits is refused.
 There is no lock. Opening and closing happen in tasks of their own, so that a caller who is
 cancelled leaks no connection and strands nobody.
 """
@@ -31,7 +32,7 @@ CLOSE_TIMEOUT_S = 2.0
 """A retired connection occupies its place at most so long while it says goodbye."""
 
 OPEN_PAUSE_S = 0.25
-"""After a failed open, opening rests so long, but for one at a time when none works: no storm."""
+"""After a failed open, while there are other connections, opening rests: no reconnect storm."""
 
 Waiter = asyncio.Future[Connection]
 
@@ -237,8 +238,7 @@ class Pool:
 
     def _may_open(self) -> bool:
         is_wanted = len(self._waiters) > len(self._opening)
-        # To rest while nothing is held or being opened would strand those who wait.
-        is_resting = self._pause is not None and bool(self._held or self._opening)
+        is_resting = self._pause is not None
         return is_wanted and not is_resting and self._kept() + len(self._closing) < self._size
 
     def _opened(self, task: asyncio.Future[Connection]) -> None:
@@ -249,14 +249,14 @@ class Pool:
             self._idle.append(task.result())
             if not self._is_open:
                 self._retire(self._idle.pop())
-        elif not self._held and not self._opening:
+        elif self._held or self._opening or self._closing:
+            self._rest()  # one of these may serve who waits, or make room at the server
+        else:
             self._refuse_all(failure)
-        elif self._is_open:
-            self._rest()
         self._settle()
 
     def _refuse_all(self, failure: BaseException) -> None:
-        """Tell everyone who waits why: nothing is held or being opened that could serve them."""
+        """Tell everyone who waits why: there is nothing that could serve them."""
         reason = f"{type(failure).__name__}: {failure}"
         if isinstance(failure, DatabaseUnavailable):
             reason = failure.reason
@@ -271,7 +271,7 @@ class Pool:
         return waiters
 
     def _rest(self) -> None:
-        if self._pause is None:
+        if self._pause is None and self._is_open:
             loop = asyncio.get_running_loop()
             self._pause = loop.call_later(OPEN_PAUSE_S, self._end_rest)
 

@@ -253,9 +253,27 @@ async def test_connection_inside_a_database_transaction_is_not_reused(make_pool:
     pool = make_pool(1)
     left = await pool.acquire()
     await left.execute("BEGIN")
+
     await pool.release(left)
 
+    assert 0 == pool.counters().idle
     assert left is not await pool.acquire()
+
+
+async def test_connection_that_still_says_goodbye_keeps_its_place(empty_dsn: str) -> None:
+    """The server has to bear both of them: a storm of cancellations must not double the load."""
+    beside: list[int] = []
+
+    def connect() -> Awaitable[Connection]:
+        beside.append(pool.counters().open)
+        return connector(empty_dsn)()
+
+    pool = Pool(connect, size=1, clock=SystemClock())
+    await pool.release(await pool.acquire(), discard=True)
+    assert 1 == await ask(pool)
+    await pool.close()
+
+    assert [0, 0] == beside
 
 
 async def test_backend_killed_while_idle_is_replaced(
