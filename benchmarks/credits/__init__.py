@@ -1,0 +1,1 @@
+"""Benchmarks of the ledger: engine, HTTP, growth, start-up, reads."""

@@ -1,0 +1,65 @@
+-- create_rowlock --
+-- The row-lock ledger's tables: what a careful team would write, without anything that only slows it
+-- down: no foreign keys, no triggers, no partitions, one index each, and room for HOT updates.
+CREATE TABLE accounts (
+    account_id text COLLATE "C" PRIMARY KEY,
+    tenant_id text COLLATE "C" NOT NULL,
+    balance bigint NOT NULL CHECK (balance >= 0),
+    version bigint NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+) WITH (fillfactor = 70);
+CREATE TABLE transactions (
+    account_id text COLLATE "C" NOT NULL,
+    sequence bigint NOT NULL,
+    transaction_id uuid NOT NULL,
+    kind text COLLATE "C" NOT NULL,
+    amount bigint NOT NULL CHECK (amount > 0),
+    balance bigint NOT NULL CHECK (balance >= 0),
+    description text,
+    metadata json,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (account_id, sequence)
+);
+CREATE TABLE idempotency_keys (
+    key_hash bytea PRIMARY KEY,
+    account_id text COLLATE "C" NOT NULL,
+    sequence bigint NOT NULL,
+    fingerprint bytea NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now()
+);
+
+-- open_rowlock --
+-- Accounts with a first balance.
+INSERT INTO accounts (account_id, tenant_id, balance, version)
+SELECT account_id, 'tenant', $2, 0 FROM unnest($1::text[]) AS wanted (account_id);
+
+-- find_key --
+-- Was this request made before?
+SELECT account_id, sequence, fingerprint FROM idempotency_keys WHERE key_hash = $1;
+
+-- lock_account --
+-- The account, ours until the commit.
+SELECT balance, version FROM accounts WHERE account_id = $1 FOR UPDATE;
+
+-- update_account --
+-- The new balance.
+UPDATE accounts SET balance = $2, version = $3 WHERE account_id = $1;
+
+-- insert_transaction --
+-- The row of the ledger.
+INSERT INTO transactions (account_id, sequence, transaction_id, kind, amount, balance, description, metadata)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8);
+
+-- insert_key --
+-- The request is known from now on.
+INSERT INTO idempotency_keys (key_hash, account_id, sequence, fingerprint) VALUES ($1, $2, $3, $4);
+
+-- sums --
+-- Accounts below zero, the sum of all balances, and the number of transactions.
+SELECT
+    (SELECT count(*) FROM accounts WHERE balance < 0 OR reserved < 0 OR reserved > balance)
+    + (SELECT count(*) FROM credit_transactions WHERE balance < 0) AS negative,
+    (SELECT sum(balance)::bigint FROM accounts) AS balance,
+    (SELECT count(*) FROM credit_transactions) AS transactions,
+    (SELECT coalesce(sum(CASE kind WHEN 'topup' THEN amount ELSE -amount END), 0)::bigint FROM credit_transactions)
+        AS moved;
