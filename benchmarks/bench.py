@@ -4,12 +4,11 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from importlib.resources import files
-
-import asyncpg
 
 from benchmarks.measure import Load, Sample
 from tollkeeper.database.embedded import EmbeddedServer
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.migrate.service import migrate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +54,5 @@ class Bench:
     def migrated_database(self, name: str) -> str:
         """Make a database with all migrations of `name` and return its DSN."""
         dsn = self.empty_database(name)
-        asyncio.run(_apply_migrations(dsn, name))
+        asyncio.run(migrate(dsn, name, clock=SystemClock()))
         return dsn
-
-
-async def _apply_migrations(dsn: str, database: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        folder = files("tollkeeper.migrations").joinpath(database)
-        for file in sorted(folder.iterdir(), key=lambda each: each.name):
-            if file.name.endswith(".sql"):
-                await connection.execute(file.read_text(encoding="utf-8"))
-    finally:
-        await connection.close()

@@ -1,8 +1,8 @@
 """The honest competitor: one unit of work for each operation, the account's row locked.
 
 What a careful team writes today on the same server with the same durability: look the idempotency
-key up, SELECT FOR UPDATE, UPDATE, INSERT the transaction, INSERT the key, COMMIT. It is treated well:
-bare connections from a pool that costs no round trip (asyncpg's own resets each connection),
+key up, SELECT FOR UPDATE, UPDATE, INSERT the transaction, INSERT the key, COMMIT. It is treated
+well: bare connections from a pool that costs no round trip (asyncpg's own resets each connection),
 statements prepared once, uvloop, the same operations, leaner tables, no hash chain to compute.
 """
 
