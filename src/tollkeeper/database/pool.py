@@ -113,6 +113,9 @@ class Pool:
         """Hold a connection for a block; one whose state may be in doubt is not used again.
 
         Cancellation and timeouts leave a statement running, a lost connection leaves nothing.
+
+        Raises:
+            DatabaseUnavailable: the connection was lost inside the block (and as `acquire` does).
         """
         connection = await self.acquire(timeout_s)
         is_doubtful = True
@@ -120,7 +123,10 @@ class Pool:
             yield connection
             is_doubtful = False
         except Exception as error:
-            is_doubtful = isinstance(error, TimeoutError) or is_connection_lost(error)
+            is_lost = is_connection_lost(error)
+            is_doubtful = is_lost or isinstance(error, TimeoutError)
+            if is_lost and not isinstance(error, DatabaseUnavailable):
+                raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
             raise
         finally:
             self._take_back(connection, discard=is_doubtful)
