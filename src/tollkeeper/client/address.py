@@ -1,0 +1,40 @@
+"""Where a service is, and the key that opens it; finds the ones of a local `tollkeeper up`.
+
+`up` writes both into its data directory: the address into `up.json`, the development key into
+`dev.key`.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tollkeeper.kernel.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    """A service's URL and an API key for it, which is never shown."""
+
+    url: str
+    api_key: str = field(repr=False)
+
+
+def find_local(data: Path) -> Address:
+    """Return the address of the `tollkeeper up` that uses this data directory.
+
+    Raises:
+        ConfigurationError: nothing runs there, or its files cannot be read.
+    """
+    try:
+        document = json.loads((data / "up.json").read_text(encoding="utf-8"))
+        key = (data / "dev.key").read_text(encoding="utf-8").strip()
+        return Address(url=str(document["url"]), api_key=key)
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            problem=f"nothing runs in {data}: start it with `tollkeeper up`, name its directory "
+            "with TOLLKEEPER_DATA, or set TOLLKEEPER_URL and TOLLKEEPER_API_KEY."
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            problem=f"{data}/up.json and dev.key cannot be read: {error}."
+        ) from error

@@ -1,0 +1,121 @@
+"""What the credits service says and is told, as msgspec structs: the client's half of the contract.
+
+Not rules: nothing is checked here that the service decides. Unknown members are ignored, so that an
+older client understands a newer service.
+"""
+
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+
+
+class Account(msgspec.Struct, frozen=True, gc=False):
+    """An account; `available` is `balance - reserved`, all in minor units."""
+
+    account_id: str
+    tenant_id: str
+    balance: int
+    reserved: int
+    available: int
+    version: int
+    head_hash: str
+    created_at: datetime
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """One immutable row of the ledger, with the balances after it."""
+
+    transaction_id: str
+    account_id: str
+    kind: str
+    amount: int
+    balance: int
+    reserved: int
+    available: int
+    sequence: int
+    hash: str
+    created_at: datetime
+    description: str | None = None
+    metadata: dict[str, object] | None = None
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """A money write's answer; `replayed` when the key had already had its effect."""
+
+    transaction: Transaction
+    replayed: bool
+
+
+class Page(msgspec.Struct, frozen=True):
+    """A page of the history, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[Transaction, ...]
+    next: str | None = None
+
+
+class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One operation of a batch."""
+
+    op: Literal["open", "topup", "consume"]
+    account_id: str
+    tenant_id: str | None = None
+    idempotency_key: str | None = None
+    amount: int | None = None
+    description: str | None = None
+    metadata: dict[str, object] | None = None
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """The part of a problem document (RFC 9457) that a batch's caller decides by."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+
+    @property
+    def name(self) -> str:
+        """Return the short name: the last part of the type URI."""
+        return self.type.rpartition(":")[2]
+
+
+class BatchResult(msgspec.Struct, frozen=True):
+    """What became of one operation of a batch."""
+
+    status: int
+    replayed: bool = False
+    transaction: Transaction | None = None
+    account: Account | None = None
+    problem: Problem | None = None
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """The results of a batch, in the order of its operations."""
+
+    results: tuple[BatchResult, ...]
+
+
+class Fault(msgspec.Struct, frozen=True):
+    """One place where the ledger is not what it must be."""
+
+    account_id: str
+    sequence: int
+    fault: str
+    detail: str
+
+
+class Verification(msgspec.Struct, frozen=True):
+    """What `verify` looked at and found; `more_faults` when it stopped listing them.
+
+    Sums are minor units over the accounts checked. `next` is where the following slice begins.
+    """
+
+    accounts: int
+    transactions: int
+    topped_up: int
+    consumed: int
+    balance: int
+    faults: tuple[Fault, ...] = ()
+    more_faults: bool = False
+    next: str | None = None
