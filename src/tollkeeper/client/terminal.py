@@ -1,0 +1,125 @@
+"""What people see: facts, tables, a progress bar with its rate; and JSON where a program looks.
+
+Data goes to standard output, everything about it (progress, remarks, errors) to standard error.
+"""
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+REFRESH_S = 0.2
+"""Time between two looks of the progress bar; each costs the load generator about a millisecond."""
+
+
+class Screen:
+    """Where output goes; `as_json` means that a program reads standard output."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json
+        self._out = Console(highlight=False)
+        self._err = Console(stderr=True, highlight=False)
+
+    def json(self, document: object) -> None:
+        """Print one JSON document to standard output."""
+        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        sys.stdout.flush()
+
+    def remark(self, text: str) -> None:
+        """Say something about the run, in one line on standard error."""
+        if not self.as_json:
+            self._err.print(f"[dim]{escape(text)}[/dim]")
+
+    def warn(self, text: str) -> None:
+        """Say something that must not be overlooked, on standard error, also beside JSON."""
+        self._err.print(f"[yellow]{escape(text)}[/yellow]")
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print named facts below each other; `ok:` and `bad:` before a value colour it."""
+        grid = Table.grid(padding=(0, 2))
+        grid.add_column(style="cyan", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, value in facts:
+            grid.add_row(f"  {escape(name)}", _coloured(value))
+        self._out.print(f"\n[bold]{escape(title)}[/bold]")
+        self._out.print(grid)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers."""
+        table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
+        for column in columns:
+            is_number = column.startswith("#")
+            name = column.removeprefix("#")
+            table.add_column(name, justify="right" if is_number else "left", header_style="cyan")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        self._out.print()
+        self._out.print(table)
+
+    @asynccontextmanager
+    async def progress(
+        self, title: str, *, total: int | None, done: Callable[[], int]
+    ) -> AsyncIterator[None]:
+        """Show a bar on standard error while the block runs; `done` is asked now and then."""
+        if self.as_json:
+            yield
+            return
+        bar = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=40),
+            MofNCompleteColumn(),
+            _RateColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=self._err,
+            auto_refresh=False,  # a thread would compete with the event loop
+        )
+        task = bar.add_task(title, total=total)
+
+        def look() -> None:
+            bar.update(task, completed=done(), refresh=True)
+
+        with bar:
+            watcher = asyncio.create_task(_repeat(look))
+            try:
+                yield
+            finally:
+                watcher.cancel()
+                with suppress(asyncio.CancelledError):
+                    await watcher
+                look()
+
+
+class _RateColumn(ProgressColumn):
+    """Items per second since the start."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.0f}/s".rjust(9), style="green")
+
+
+async def _repeat(look: Callable[[], None]) -> None:
+    while True:
+        look()
+        await asyncio.sleep(REFRESH_S)
+
+
+def _coloured(value: str) -> Text:
+    for mark, style in (("ok:", "green"), ("bad:", "bold red"), ("warn:", "yellow")):
+        if value.startswith(mark):
+            return Text(value.removeprefix(mark), style=style)
+    return Text(value)
