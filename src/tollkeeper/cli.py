@@ -1,0 +1,421 @@
+"""The command line: parses, calls, prints. Knows every face of Tollkeeper and decides nothing.
+
+Invariants: `--help` imports neither server nor driver; data goes to standard output and everything
+about it to standard error; every `TollkeeperError` is one sentence and an exit code.
+"""
+
+import os
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from tollkeeper.config import Settings, read_settings
+from tollkeeper.credits.cli import app as credits_app
+from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
+from tollkeeper.kernel.ids import system_entropy
+from tollkeeper.migrate.cli import migrate_command
+
+if TYPE_CHECKING:
+    from tollkeeper.client.address import Address
+    from tollkeeper.client.credits import CreditsClient
+    from tollkeeper.client.terminal import Screen
+
+EXIT_FAILED = 1
+EXIT_REFUSED = 3
+EXIT_INTERRUPTED = 130
+
+_Result = TypeVar("_Result")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from tollkeeper import __version__
+
+        typer.echo(f"tollkeeper {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="tollkeeper",
+    help="Prepaid credits that cannot go negative, on nothing but PostgreSQL.",
+    epilog="Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by the ledger (not enough "
+    "credits, no such account, ...); 4 verify found faults; 130 interrupted.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+db_app = typer.Typer(help="The databases themselves.", no_args_is_help=True)
+app.add_typer(credits_app)
+app.add_typer(db_app, name="db")
+
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Directory of the local `tollkeeper up` (TOLLKEEPER_DATA, or .tollkeeper)."),
+]
+Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="TCP port; 5004 by default.")]
+Connections = Annotated[int, typer.Option(min=1, max=10_000, help="Connections to the service.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+class Service(StrEnum):
+    """Services that have a database."""
+
+    CREDITS = "credits"
+    ACCESS = "access"
+
+
+class Face:
+    """What every command works with; the only thing put into Typer's context.
+
+    It is the `Terminal` of `tollkeeper.credits.cli`. Everything is made when it is first needed.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def settings(self, *, data: Path | None = None, port: int | None = None) -> Settings:
+        """Return the settings, with what the command line says over the environment."""
+        settings = read_settings(self._environment)
+        if data is not None:
+            settings = replace(settings, data=data)
+        if port is not None:
+            settings = replace(settings, credits_port=port)
+        return settings
+
+    def connector(self, data: Path | None = None) -> "Callable[[int], CreditsClient]":
+        """Return what connects to the service over so many connections."""
+        from tollkeeper.client.credits import CreditsClient
+
+        address = _address_of(self.settings(data=data))
+
+        def connect(connections: int) -> CreditsClient:
+            return CreditsClient(
+                address.url,
+                address.api_key,
+                clock=SystemClock(),
+                entropy=system_entropy,
+                connections=connections,
+            )
+
+        return connect
+
+    def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service, do the work, disconnect."""
+        from tollkeeper.client.credits import IMPATIENT, CreditsClient
+
+        address = _address_of(self.settings())
+
+        async def connected() -> _Result:
+            async with CreditsClient(
+                address.url,
+                address.api_key,
+                clock=SystemClock(),
+                entropy=system_entropy,
+                connections=1,
+                backoff=IMPATIENT,
+            ) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def screen(self, *, as_json: bool = False) -> "Screen":
+        """Return where output goes."""
+        from tollkeeper.client.terminal import Screen
+
+        return Screen(as_json=as_json)
+
+    def json(self, document: object) -> None:
+        """Print one JSON document to standard output."""
+        self.screen(as_json=True).json(document)
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print named facts below each other."""
+        self.screen().facts(title, facts)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers."""
+        self.screen().table(title, columns, rows)
+
+
+def main() -> None:
+    """Run the command line; the only place where errors become text and exit codes."""
+    try:
+        app()
+    except TollkeeperError as error:
+        sys.exit(_tell(error, as_json="--json" in sys.argv[1:]))
+
+
+def run(work: Coroutine[object, object, _Result]) -> _Result:
+    """Run a coroutine on a fast event loop; Ctrl-C cancels it and raises KeyboardInterrupt."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+@app.callback()
+def root(
+    context: typer.Context,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Prepaid credits that cannot go negative, on nothing but PostgreSQL."""
+    context.obj = Face(os.environ)
+
+
+@app.command()
+def up(
+    context: typer.Context,
+    data: Data = None,
+    port: Port = None,
+    processes: Annotated[int, typer.Option(min=1, max=64, help="Service processes.")] = 1,
+) -> None:
+    """Start everything here: PostgreSQL, the services, the worker; Ctrl-C stops it all."""
+    from tollkeeper.up import run_up
+
+    raise typer.Exit(run_up(_face(context).settings(data=data, port=port), processes=processes))
+
+
+serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
+app.add_typer(serve_app, name="serve")
+
+
+@serve_app.command("credits")
+def serve_credits(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
+    port: Port = None,
+) -> None:
+    """Serve the credits API; needs TOLLKEEPER_CREDITS_DSN and TOLLKEEPER_ACCESS_DSN."""
+    from tollkeeper.app import serve_credits as serve
+
+    settings = _face(context).settings(port=port)
+    serve(settings if host is None else replace(settings, host=host))
+
+
+@app.command()
+def worker(
+    context: typer.Context,
+    once: Annotated[bool, typer.Option("--once", help="One round, then end.")] = False,
+) -> None:
+    """Run the periodic jobs: partitions ahead, expired idempotency keys dropped."""
+    from tollkeeper.worker import run_worker
+
+    run_worker(_face(context).settings(), once=once)
+
+
+def _migrated_dsn(database: str) -> str:
+    return _dsn_of(read_settings(os.environ), Service(database))
+
+
+app.command("migrate")(migrate_command(_migrated_dsn))
+
+
+@db_app.command("url")
+def database_url(
+    context: typer.Context,
+    service: Annotated[Service, typer.Argument(help="Whose database.")],
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print the address of a database: psql "$(tollkeeper db url credits)"."""
+    face = _face(context)
+    dsn = _dsn_of(face.settings(data=data), service)
+    if as_json:
+        face.json({"service": service.value, "dsn": dsn})
+        return
+    typer.echo(dsn)
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    trace: Annotated[
+        Path, typer.Argument(metavar="TRACE.csv", help="TIMESTAMP,ContextTokens,GeneratedTokens.")
+    ],
+    accounts: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Accounts the lines are dealt out to.")
+    ] = 50,
+    price_context: Annotated[
+        int, typer.Option(min=0, max=MAX_AMOUNT_MINOR, help="Minor units per context token.")
+    ] = 1,
+    price_generated: Annotated[
+        int, typer.Option(min=0, max=MAX_AMOUNT_MINOR, help="Minor units per generated token.")
+    ] = 3,
+    speed: Annotated[
+        str, typer.Option(metavar="max|1x|60x", help="As fast as can be, or times real time.")
+    ] = "max",
+    connections: Connections = 16,
+    topup: Annotated[
+        int | None,
+        typer.Option(
+            min=0, max=MAX_AMOUNT_MINOR, help="Top up each account by this, not by all it needs."
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave malformed lines out and list them.")
+    ] = False,
+    repetition: Annotated[
+        str, typer.Option("--run", help="Bill the trace anew, on accounts of this name.")
+    ] = "",
+    tenant: Annotated[str, typer.Option(help="Tenant of the accounts.")] = "replay",
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bill a usage trace over the HTTP API: one consumption per line, each exactly once.
+
+    All lines are checked before anything is billed. A second run within 24 hours charges nothing:
+    every line keeps its idempotency key.
+    """
+    from tollkeeper.client.trace import Terms
+    from tollkeeper.replay import Replay, ReplayOptions
+
+    face = _face(context)
+    options = ReplayOptions(
+        trace=trace,
+        terms=Terms(
+            accounts=accounts,
+            price_context=price_context,
+            price_generated=price_generated,
+            run=repetition,
+        ),
+        tenant_id=tenant,
+        speed=_speed_of(speed),
+        connections=connections,
+        skip_bad=skip_bad,
+        topup=topup,
+    )
+    screen = face.screen(as_json=as_json)
+    job = Replay(options, face.connector(data), screen=screen, clock=SystemClock())
+    try:
+        is_clean = run(job.run())
+    except (KeyboardInterrupt, TollkeeperError):
+        if job.tally.requests:
+            screen.warn(
+                f"stopped after {job.tally.requests:,} of {job.billable:,}; the same command "
+                "continues: what is billed is not charged again"
+            )
+        raise
+    raise typer.Exit(0 if is_clean else EXIT_FAILED)
+
+
+@app.command()
+def bench(
+    context: typer.Context,
+    connections: Connections = 100,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=3_600, help="Length of each of the two parts.")
+    ] = 10.0,
+    accounts: Annotated[int, typer.Option(min=1, max=1_000_000, help="Accounts.")] = 10_000,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Operations per batch.")] = 500,
+    data: Data = None,
+    as_json: AsJson = False,
+) -> None:
+    """Load a running service: single consumptions, then batches; prints rates and latencies."""
+    from tollkeeper.bench import Bench, BenchOptions
+
+    face = _face(context)
+    options = BenchOptions(connections=connections, seconds=seconds, accounts=accounts, batch=batch)
+    job = Bench(
+        options,
+        face.connector(data),
+        screen=face.screen(as_json=as_json),
+        clock=SystemClock(),
+        run=f"{system_entropy():017x}"[:6],
+    )
+    raise typer.Exit(0 if run(job.run()) else EXIT_FAILED)
+
+
+def _face(context: typer.Context) -> Face:
+    face: Face = context.obj
+    return face
+
+
+def _address_of(settings: Settings) -> "Address":
+    from tollkeeper.client.address import Address, find_local
+
+    if settings.url is None and settings.api_key is None:
+        return find_local(settings.data)
+    if settings.url is None or settings.api_key is None:
+        raise ConfigurationError(
+            problem="TOLLKEEPER_URL and TOLLKEEPER_API_KEY belong together: set both or neither."
+        )
+    return Address(url=settings.url, api_key=settings.api_key)
+
+
+def _dsn_of(settings: Settings, service: Service) -> str:
+    configured = {
+        Service.CREDITS: settings.credits_dsn,
+        Service.ACCESS: settings.access_dsn,
+    }[service]
+    if configured is not None:
+        return configured
+    from urllib.parse import quote
+
+    from tollkeeper.database.embedded import holder_of
+
+    holder = holder_of(settings.data)
+    if holder is None or holder.socket is None:
+        raise ConfigurationError(
+            problem=f"no database runs in {settings.data}: start it with `tollkeeper up`, or set "
+            f"TOLLKEEPER_{service.value.upper()}_DSN."
+        )
+    return f"postgresql://tollkeeper@/{service.value}?host={quote(holder.socket, safe='/')}"
+
+
+def _speed_of(text: str) -> float | None:
+    if text == "max":
+        return None
+    try:
+        speed = float(text.removesuffix("x"))
+    except ValueError:
+        speed = 0.0
+    if not text.endswith("x") or not 0 < speed < 1e9:
+        raise typer.BadParameter("give max, or a factor such as 60x", param_hint="--speed")
+    return speed
+
+
+def _tell(error: TollkeeperError, *, as_json: bool) -> int:
+    """Print an error for whoever reads it and return the exit code."""
+    from tollkeeper.client.errors import CallFailed, CallRefused
+
+    code = EXIT_REFUSED if isinstance(error, CallRefused) else EXIT_FAILED
+    if not as_json:
+        from rich.console import Console
+        from rich.text import Text
+
+        Console(stderr=True).print(Text(f"tollkeeper: {error}", style="red"), soft_wrap=True)
+        return code
+    import json
+
+    document: dict[str, object] = {
+        "type": f"urn:tollkeeper:problem:{_kebab(type(error).__name__)}",
+        "title": type(error).__name__,
+        "detail": str(error),
+    }
+    if isinstance(error, CallFailed):
+        document = {
+            "type": error.type,
+            "title": error.title,
+            "status": error.status,
+            "detail": error.detail,
+            **error.facts,
+        }
+    sys.stderr.write(json.dumps(document) + "\n")
+    return code
+
+
+def _kebab(name: str) -> str:
+    return "".join(f"-{each.lower()}" if each.isupper() else each for each in name).lstrip("-")

@@ -1,0 +1,385 @@
+"""`tollkeeper credits ...`: operator commands, one call of the public API each.
+
+Knows neither HTTP nor where the service is: `tollkeeper.cli` puts a `Terminal` into the context,
+which runs work against a ledger and prints what came of it. The protocols below are all that these
+commands need of it.
+"""
+# ruff: noqa: D102 - the views' properties are the contract's fields and say what they are
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Protocol, TypeVar
+
+import typer
+
+from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
+
+FAULTS_EXIT = 4
+"""Exit code of `verify` when it found faults."""
+
+_Result = TypeVar("_Result")
+
+
+class AccountView(Protocol):
+    """What is printed of an account."""
+
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def balance(self) -> int: ...
+    @property
+    def reserved(self) -> int: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def head_hash(self) -> str: ...
+    @property
+    def created_at(self) -> datetime: ...
+
+
+class TransactionView(Protocol):
+    """What is printed of a transaction."""
+
+    @property
+    def transaction_id(self) -> str: ...
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def balance(self) -> int: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def created_at(self) -> datetime: ...
+    @property
+    def description(self) -> str | None: ...
+
+
+class ReceiptView(Protocol):
+    """What is printed of a money write."""
+
+    @property
+    def transaction(self) -> TransactionView: ...
+    @property
+    def replayed(self) -> bool: ...
+
+
+class PageView(Protocol):
+    """What is printed of a page of history."""
+
+    @property
+    def items(self) -> Sequence[TransactionView]: ...
+    @property
+    def next(self) -> str | None: ...
+
+
+class FaultView(Protocol):
+    """What is printed of a fault."""
+
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def fault(self) -> str: ...
+    @property
+    def detail(self) -> str: ...
+
+
+class VerificationView(Protocol):
+    """What is printed of a verification."""
+
+    @property
+    def accounts(self) -> int: ...
+    @property
+    def transactions(self) -> int: ...
+    @property
+    def topped_up(self) -> int: ...
+    @property
+    def consumed(self) -> int: ...
+    @property
+    def balance(self) -> int: ...
+    @property
+    def faults(self) -> Sequence[FaultView]: ...
+    @property
+    def more_faults(self) -> bool: ...
+
+
+class Ledger(Protocol):
+    """The calls these commands make."""
+
+    async def open_account(self, account_id: str, tenant_id: str) -> AccountView:
+        """Open an account."""
+        ...
+
+    async def account(self, account_id: str) -> AccountView:
+        """Return an account."""
+        ...
+
+    async def topup(
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        description: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        key: str | None = None,
+    ) -> ReceiptView:
+        """Add credits."""
+        ...
+
+    async def consume(
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        description: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        key: str | None = None,
+    ) -> ReceiptView:
+        """Take credits."""
+        ...
+
+    async def page(
+        self, account_id: str, *, after: str | None = None, limit: int = ...
+    ) -> PageView:
+        """Return a page of history."""
+        ...
+
+    async def verify(self, account_id: str | None = None) -> VerificationView:
+        """Check one account, or all."""
+        ...
+
+
+class Terminal(Protocol):
+    """What `tollkeeper.cli` gives these commands: a ledger to work on, and a way to print."""
+
+    def call(self, work: Callable[[Ledger], Awaitable[_Result]]) -> _Result:
+        """Connect to the service, do the work, disconnect."""
+        ...
+
+    def json(self, document: object) -> None:
+        """Print one JSON document to standard output."""
+        ...
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print named facts below each other."""
+        ...
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers."""
+        ...
+
+
+app = typer.Typer(
+    name="credits",
+    help="Open accounts, top up, consume, read and verify, over the HTTP API.",
+    no_args_is_help=True,
+)
+
+Account = Annotated[str, typer.Argument(metavar="ACCOUNT", help="Id of the account.")]
+Amount = Annotated[
+    int, typer.Argument(metavar="AMOUNT", min=1, max=MAX_AMOUNT_MINOR, help="In minor units.")
+]
+Key = Annotated[
+    str | None,
+    typer.Option(help="Idempotency key; give the one of an earlier try to repeat it safely."),
+]
+Description = Annotated[str | None, typer.Option(help="Free text kept with the transaction.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@app.command("open")
+def open_account(
+    context: typer.Context,
+    account_id: Account,
+    tenant: Annotated[str, typer.Option(help="Id of the tenant that owns the account.")],
+    as_json: AsJson = False,
+) -> None:
+    """Open an account; one that the tenant has already is returned as it is."""
+    terminal = _terminal_of(context)
+    account = terminal.call(lambda ledger: ledger.open_account(account_id, tenant))
+    _print_account(terminal, account, as_json=as_json)
+
+
+@app.command()
+def topup(
+    context: typer.Context,
+    account_id: Account,
+    amount: Amount,
+    description: Description = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Add credits to an account."""
+    terminal = _terminal_of(context)
+    receipt = terminal.call(
+        lambda ledger: ledger.topup(account_id, amount, description=description, key=key)
+    )
+    _print_receipt(terminal, receipt, as_json=as_json)
+
+
+@app.command()
+def consume(
+    context: typer.Context,
+    account_id: Account,
+    amount: Amount,
+    description: Description = None,
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take credits from an account; refused (exit 3) when it has not enough."""
+    terminal = _terminal_of(context)
+    receipt = terminal.call(
+        lambda ledger: ledger.consume(account_id, amount, description=description, key=key)
+    )
+    _print_receipt(terminal, receipt, as_json=as_json)
+
+
+@app.command()
+def balance(context: typer.Context, account_id: Account, as_json: AsJson = False) -> None:
+    """Show an account as it is now."""
+    terminal = _terminal_of(context)
+    account = terminal.call(lambda ledger: ledger.account(account_id))
+    _print_account(terminal, account, as_json=as_json)
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    account_id: Account,
+    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Transactions per page.")] = 50,
+    after: Annotated[str | None, typer.Option(help="Cursor printed by the page before.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All pages.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List an account's transactions, oldest first."""
+    terminal = _terminal_of(context)
+
+    async def read(ledger: Ledger) -> tuple[list[TransactionView], str | None]:
+        page = await ledger.page(account_id, after=after, limit=limit)
+        items = list(page.items)
+        while everything and page.next is not None:
+            page = await ledger.page(account_id, after=page.next, limit=limit)
+            items.extend(page.items)
+        return items, page.next
+
+    items, cursor = terminal.call(read)
+    if as_json:
+        terminal.json({"items": items, "next": cursor})
+        return
+    rows = [
+        (
+            f"{item.sequence:,}",
+            _moment(item.created_at),
+            item.kind,
+            f"{item.amount:,}",
+            f"{item.balance:,}",
+            item.description or "",
+        )
+        for item in items
+    ]
+    columns = ("#sequence", "time (UTC)", "kind", "#amount", "#balance", "description")
+    terminal.table(f"Transactions of {account_id}", columns, rows)
+    if cursor is not None:
+        terminal.facts("There is more", (("next page", f"--after {cursor}"),))
+
+
+@app.command()
+def verify(
+    context: typer.Context,
+    account_id: Annotated[
+        str | None, typer.Argument(metavar="[ACCOUNT]", help="One account; all without it.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check the hash chain and the balances; exit 4 when something is wrong."""
+    terminal = _terminal_of(context)
+    found = terminal.call(lambda ledger: ledger.verify(account_id))
+    if as_json:
+        terminal.json(found)
+    else:
+        _print_verification(terminal, found)
+    if found.faults:
+        raise typer.Exit(FAULTS_EXIT)
+
+
+def _terminal_of(context: typer.Context) -> Terminal:
+    terminal: Terminal = context.obj
+    return terminal
+
+
+def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -> None:
+    if as_json:
+        terminal.json(account)
+        return
+    terminal.facts(
+        f"Account {account.account_id}",
+        (
+            ("tenant", account.tenant_id),
+            ("balance", f"{account.balance:,}"),
+            ("reserved", f"{account.reserved:,}"),
+            ("available", f"{account.available:,}"),
+            ("version", f"{account.version:,}"),
+            ("head hash", account.head_hash),
+            ("opened (UTC)", _moment(account.created_at)),
+        ),
+    )
+
+
+def _print_receipt(terminal: Terminal, receipt: ReceiptView, *, as_json: bool) -> None:
+    if as_json:
+        terminal.json(receipt)
+        return
+    transaction = receipt.transaction
+    replay = " (replayed: this key had its effect before)" if receipt.replayed else ""
+    terminal.facts(
+        f"Transaction {transaction.transaction_id}",
+        (
+            ("account", transaction.account_id),
+            (transaction.kind, f"{transaction.amount:,}{replay}"),
+            ("balance after", f"{transaction.balance:,}"),
+            ("available after", f"{transaction.available:,}"),
+            ("sequence", f"{transaction.sequence:,}"),
+            ("time (UTC)", _moment(transaction.created_at)),
+        ),
+    )
+
+
+def _print_verification(terminal: Terminal, found: VerificationView) -> None:
+    faults = f"{len(found.faults):,}{' and more' if found.more_faults else ''}"
+    terminal.facts(
+        "The ledger holds" if not found.faults else "The ledger is NOT what it must be",
+        (
+            ("accounts", f"{found.accounts:,}"),
+            ("transactions", f"{found.transactions:,}"),
+            ("topped up", f"{found.topped_up:,}"),
+            ("consumed", f"{found.consumed:,}"),
+            ("balances", f"{found.balance:,}"),
+            ("faults", faults if found.faults else "none"),
+        ),
+    )
+    if found.faults:
+        rows = [
+            (
+                fault.account_id,
+                f"{fault.sequence:,}",
+                fault.fault,
+                fault.detail,
+            )
+            for fault in found.faults
+        ]
+        terminal.table("Faults", ("account", "#sequence", "fault", "detail"), rows)
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
