@@ -26,6 +26,7 @@ from tollkeeper.migrate.errors import (
     MigrationFailed,
     NotOneUnitOfWork,
     RunnerBusy,
+    RunnerLockLost,
     UnknownDatabase,
 )
 from tollkeeper.migrate.model import DATABASES, Migration
@@ -271,6 +272,12 @@ async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
 async def test_file_that_commits_by_itself_is_refused(empty_dsn: str, ending: str) -> None:
     with pytest.raises(NotOneUnitOfWork):
         await apply(empty_dsn, "credits", steps(f"SELECT 1; {ending}"), clock=CLOCK)
+
+
+async def test_lock_lost_on_the_way_is_said(empty_dsn: str) -> None:
+    """As a pooler loses it, that gives us another backend for each unit of work."""
+    with pytest.raises(RunnerLockLost, match="without a pooler"):
+        await apply(empty_dsn, "credits", steps("SELECT pg_advisory_unlock_all();"), clock=CLOCK)
 
 
 async def test_unknown_database_is_refused(empty_dsn: str) -> None:
