@@ -15,7 +15,7 @@ import uvicorn
 import uvloop
 from litestar import Litestar, Response, get
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import SecurityScheme
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 

@@ -82,8 +82,9 @@ Amount = Annotated[
 Description = Annotated[
     str | None, Meta(description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever")
 ]
+AnyValue = Annotated[object, Meta(extra_json_schema={"description": "any JSON value"})]
 Metadata = Annotated[
-    dict[str, object] | None,
+    dict[str, AnyValue] | None,
     Meta(description=f"a JSON object of at most {requests.METADATA_LIMIT_BYTES} bytes"),
 ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, make_dataclass
 from typing import ClassVar
 
 import msgspec
-from litestar.openapi.spec import Components, Operation, Parameter, Schema
+from litestar.openapi.spec import Components, Operation, Parameter, Reference, SecurityScheme
 
 REFERENCE = "#/components/schemas/{name}"
 
@@ -47,17 +47,28 @@ def body_operation(
     )
 
 
-def body_components(bodies: Iterable[type[msgspec.Struct]]) -> Components:
-    """Return the schemas that operations with these bodies refer to."""
-    _, schemas = msgspec.json.schema_components(tuple(bodies), ref_template=REFERENCE)
-    return Components(schemas={name: _Ready(document=schema) for name, schema in schemas.items()})
-
-
 @dataclass
-class _Ready(Schema):
-    """A schema that is already a document."""
+class BodyComponents(Components):
+    """Components with the schemas of `bodies` beside those that Litestar finds by itself."""
 
-    document: dict[str, object] | None = None
+    bodies: ClassVar[tuple[type[msgspec.Struct], ...]]
 
     def to_schema(self) -> dict[str, object]:
-        return self.document or {}
+        """Return the components with the bodies' schemas."""
+        document: dict[str, object] = super().to_schema()
+        _, bodies = msgspec.json.schema_components(self.bodies, ref_template=REFERENCE)
+        known = document.get("schemas", {})
+        assert isinstance(known, dict)
+        document["schemas"] = {**known, **bodies}
+        return document
+
+
+def body_components(
+    bodies: Iterable[type[msgspec.Struct]], security: dict[str, SecurityScheme | Reference]
+) -> Components:
+    """Return the components of a document whose operations have these bodies."""
+    kind = make_dataclass(
+        "Components", [], bases=(BodyComponents,), namespace={"bodies": tuple(bodies)}
+    )
+    components: Components = kind(security_schemes=security)
+    return components
