@@ -104,10 +104,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
             title="Tollkeeper credits",
             version=__version__,
             description="Prepaid credits that cannot go negative.",
-            components=[
-                body_components(BODIES),
-                Components(security_schemes={"key": SecurityScheme(type="http", scheme="bearer")}),
-            ],
+            components=body_components(
+                BODIES, {"key": SecurityScheme(type="http", scheme="bearer")}
+            ),
             security=[{"key": []}],
         ),
         logging_config=None,
