@@ -162,7 +162,7 @@ class KeyMaker:
             key_id=compose_id(milliseconds_since_epoch(now), entropy, entropy & 0xFF),
             name=name,
             token_hash=hash_token(token),
-            scopes=tuple(sorted(scopes)),
+            scopes=tuple(sorted(scope.value for scope in scopes)),
             tenant_id=tenant_id,
             created_at=now,
         )

@@ -11,7 +11,7 @@ jump between two answers can be told from a reset. To count all of them, scrape 
 import os
 
 from prometheus_client import CollectorRegistry, Info
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
@@ -20,6 +20,9 @@ from tollkeeper import __version__
 
 LATENCY_BUCKETS_S = (0.005, 0.012, 0.025, 0.045, 0.080, 0.100, 0.500, 1.0)
 """Edges of latency histograms, in seconds: the targets P50 12, P95 45 and P99 80 ms are edges."""
+
+MEDIA_TYPE = "text/plain; version=0.0.4"
+"""The format every Prometheus understands; Litestar adds the charset to what begins with text/."""
 
 
 def build_registry(service: str) -> CollectorRegistry:
@@ -34,5 +37,5 @@ def build_registry(service: str) -> CollectorRegistry:
 
 
 def exposition(registry: CollectorRegistry) -> tuple[bytes, str]:
-    """Return the registry as text and its content type, which every Prometheus understands."""
-    return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
+    """Return the registry as text, and its media type."""
+    return generate_latest(registry), MEDIA_TYPE

@@ -34,8 +34,3 @@ def idempotency_key(headers: Iterable[tuple[bytes, bytes]]) -> str:
             fault=f"must be 1 to {MAX_KEY_LENGTH} visible ASCII characters without spaces"
         )
     return found.decode("ascii")
-
-
-def is_idempotency_key(text: str) -> bool:
-    """Whether a key that came in a body (`/v1/batch`) would be taken as a header."""
-    return text.isascii() and _VISIBLE_ASCII.fullmatch(text.encode("ascii")) is not None

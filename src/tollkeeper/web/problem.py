@@ -111,8 +111,8 @@ def problem_of(error: Exception, table: ProblemTable) -> Problem:
         facts: dict[str, object] = {}
         detail = None
     else:
-        facts = _facts_of(error)
         detail = str(error)
+        facts = _facts_of(error, detail)
     return Problem(
         status=kind.status,
         type=kind.type,
@@ -170,11 +170,16 @@ def exception_handlers(
     return {Exception: answer}
 
 
-def _facts_of(error: Exception) -> dict[str, object]:
+def _facts_of(error: Exception, detail: str) -> dict[str, object]:
+    """Return the error's fields; one that only repeats the detail is no fact."""
     if not isinstance(error, TollkeeperError):
         return {}
     facts = {item.name: getattr(error, item.name) for item in fields(error)}
-    return {name: value for name, value in facts.items() if isinstance(value, _JSON_TYPES)}
+    return {
+        name: value
+        for name, value in facts.items()
+        if isinstance(value, _JSON_TYPES) and value != detail
+    }
 
 
 _JSON_TYPES = (str, int, float, type(None), UUID, datetime, tuple)

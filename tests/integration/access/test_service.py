@@ -143,6 +143,7 @@ async def test_changes_arrive_by_themselves(
 ) -> None:
     checker.start()
     try:
+        await eventually(lambda: checker.is_loaded)
         _, token = await maker.create_key("billing", scopes=READ)
         await eventually(lambda: is_valid(checker, token))
         await revoke(connection, token)

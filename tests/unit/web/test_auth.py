@@ -12,7 +12,12 @@ async def test_request_without_key_is_401(client: httpx.AsyncClient) -> None:
     assert 401 == answer.status_code
     assert "application/problem+json" == answer.headers["content-type"]
     assert "Bearer" == answer.headers["www-authenticate"]
-    assert "urn:tollkeeper:problem:not-authenticated" == answer.json()["type"]
+    assert {
+        "type": "urn:tollkeeper:problem:not-authenticated",
+        "title": "Not authenticated",
+        "status": 401,
+        "detail": "send Authorization: Bearer <API key>",
+    } == answer.json()
 
 
 async def test_unknown_key_is_401(client: httpx.AsyncClient) -> None:
