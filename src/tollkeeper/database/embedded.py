@@ -42,7 +42,14 @@ from tollkeeper.database.postmaster import Postmaster, end_orphans
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.server_settings import server_settings
 
-__all__ = ["EmbeddedServer", "all_binaries", "claim_directory", "find_binaries", "holder_of"]
+__all__ = [
+    "EmbeddedServer",
+    "all_binaries",
+    "claim_directory",
+    "explained",
+    "find_binaries",
+    "holder_of",
+]
 
 PROMPT_START_S = 5.0
 START_TIMEOUT_S = 600.0
@@ -115,7 +122,7 @@ class EmbeddedServer:
             say=say or _say_nothing,
         )
         try:
-            with _explained(directory):
+            with explained(directory):
                 server._bring_up()
         except BaseException:
             server.stop()
@@ -174,7 +181,7 @@ class EmbeddedServer:
             EmbeddedError: it does not come up again.
         """
         self._end_server()
-        with _explained(self._directory):
+        with explained(self._directory):
             self._run_server()
 
     def stop(self) -> None:
@@ -265,9 +272,18 @@ def claim_directory(data: Path) -> DirectoryLock:
         EmbeddedError: another process holds it, or it cannot be written.
     """
     directory = _absolute(data)
-    with _explained(directory):
+    with explained(directory):
         _open_directory(directory)
         return DirectoryLock.acquire(directory / "lock")
+
+
+@contextmanager
+def explained(directory: Path) -> Iterator[None]:
+    """Turn what the operating system refuses us in `directory` into an `EmbeddedError`."""
+    try:
+        yield
+    except OSError as error:
+        raise cluster.explain_refusal(error, directory) from error
 
 
 def holder_of(data: Path) -> Holder | None:
@@ -277,14 +293,6 @@ def holder_of(data: Path) -> Holder | None:
 
 def _absolute(data: Path) -> Path:
     return data.expanduser().resolve()
-
-
-@contextmanager
-def _explained(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise cluster.explain_refusal(error, directory) from error
 
 
 def _say_nothing(_step: str) -> None:
