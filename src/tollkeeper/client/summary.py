@@ -59,15 +59,17 @@ def tally_facts(tally: Tally) -> Facts:
 
 def audit_facts(audit: Audit) -> Facts:
     """Say whether every unit is accounted for and whether the chain holds."""
-    sums = (
-        f"balances {audit.balances:,} + consumed {audit.consumed:,} "
-        f"{'=' if audit.is_conserved else '!='} topped up {audit.topped_up:,}"
-    )
-    chain = f"{audit.transactions:,} transactions of {audit.accounts:,} accounts verified: "
-    faults = f"bad:{chain}{len(audit.faults):,} faults, see `tollkeeper credits verify`"
+    sums = f"balances {audit.balances:,} + consumed {audit.consumed:,}"
+    if audit.is_conserved:
+        conservation = f"ok:{sums} = topped up"
+    else:
+        conservation = f"bad:{sums} is not what was topped up"
+    chain = f"{audit.transactions:,} transactions of {audit.accounts:,} accounts verified"
+    faults = f"bad:{chain}: {len(audit.faults):,} faults, see `tollkeeper credits verify`"
     return (
-        ("conservation", f"ok:{sums}, to the unit" if audit.is_conserved else f"bad:{sums}"),
-        ("chain", faults if audit.faults else f"ok:{chain}no faults"),
+        ("topped up", f"{audit.topped_up:,} units"),
+        ("conservation", conservation),
+        ("chain", faults if audit.faults else f"ok:{chain}"),
     )
 
 
@@ -92,4 +94,4 @@ def counts_text(counts: Counter[str], *, good: str, mark: str) -> str:
 def _replayed_text(tally: Tally) -> str:
     if not tally.replayed:
         return "none"
-    return f"{tally.replayed:,} (billed before, {tally.replayed_units:,} units, not charged again)"
+    return f"{tally.replayed:,} with a known key: {tally.replayed_units:,} units not charged twice"

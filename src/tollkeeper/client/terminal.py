@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
     ProgressColumn,
     Task,
@@ -59,6 +58,12 @@ class Screen:
         self._out.print(f"\n[bold]{escape(title)}[/bold]")
         self._out.print(grid)
 
+    def addresses(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print named facts that people will copy: unwrapped, without a frame."""
+        self._out.print(f"\n[bold]{escape(title)}[/bold]")
+        for name, value in facts:
+            self._out.print(Text.assemble((f"  {name:<6}", "cyan"), value), soft_wrap=True)
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
         table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
@@ -82,7 +87,7 @@ class Screen:
         bar = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=40),
-            MofNCompleteColumn(),
+            _CountColumn(),
             _RateColumn(),
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self._err,
@@ -102,6 +107,14 @@ class Screen:
                 with suppress(asyncio.CancelledError):
                     await watcher
                 look()
+
+
+class _CountColumn(ProgressColumn):
+    """Items done, of how many where that is known."""
+
+    def render(self, task: Task) -> Text:
+        done = f"{task.completed:,.0f}"
+        return Text(done if task.total is None else f"{done} of {task.total:,.0f}")
 
 
 class _RateColumn(ProgressColumn):

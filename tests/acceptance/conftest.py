@@ -1,0 +1,148 @@
+"""The product as others meet it: its own processes, talked to over HTTP and the command line."""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pytest
+from tests.conftest import Databases
+
+from tollkeeper.wiring import ensure_development_key
+
+READY_S = 20.0
+"""A service that is not ready by then does not start."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A command line that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> dict[str, object]:
+        """Return standard output as the one JSON document it must be."""
+        document: dict[str, object] = json.loads(self.out)
+        return document
+
+    def problem(self) -> dict[str, object]:
+        """Return standard error as the one JSON problem it must be."""
+        document: dict[str, object] = json.loads(self.err)
+        return document
+
+
+@dataclass(frozen=True)
+class Service:
+    """A running credits service, and the command line that is pointed at it."""
+
+    url: str
+    api_key: str
+    credits_dsn: str
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what points the command line here."""
+        return {"TOLLKEEPER_URL": self.url, "TOLLKEEPER_API_KEY": self.api_key}
+
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
+        """Run `tollkeeper ARGUMENTS` to its end."""
+        return tollkeeper(*arguments, environment={**self.environment, **(environment or {})})
+
+
+def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
+    """Run `tollkeeper ARGUMENTS` to its end, with no settings but these."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tollkeeper", *arguments],
+        env=clean_environment(environment or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
+    """Return this environment without its own settings of Tollkeeper, and with others."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TOLLKEEPER_")}
+    return {**kept, "COLUMNS": "200", **more}
+
+
+def free_port() -> int:
+    """Return a TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextmanager
+def running_service(credits_dsn: str, access_dsn: str, folder: Path) -> Iterator[Service]:
+    """Run `tollkeeper serve credits` on a free port until the block ends."""
+    port, api_key = free_port(), create_key(access_dsn, folder / "dev.key")
+    environment = clean_environment(
+        {"TOLLKEEPER_CREDITS_DSN": credits_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
+    )
+    log = folder / "service.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tollkeeper", "serve", "credits", "--port", str(port)],
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process, log)
+        yield Service(url, api_key, credits_dsn, process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Poll readiness until it is there, or say what the service said."""
+    deadline_s = time.monotonic() + READY_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        try:
+            with urlopen(f"{url}/health/ready", timeout=2):
+                return
+        except (URLError, OSError):
+            time.sleep(0.05)
+    raise AssertionError(f"the service is not ready:\n{log.read_text()}")
+
+
+def create_key(access_dsn: str, path: Path) -> str:
+    """Make an administrator's key; a service that starts later knows it at once."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        work = thread.submit(lambda: asyncio.run(ensure_development_key(access_dsn, path)))
+        return work.result()
+
+
+@pytest.fixture(scope="module")
+def service(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A credits service on databases of this module's own."""
+    with (
+        databases.fresh("credits") as credits_dsn,
+        databases.fresh("access") as access_dsn,
+        running_service(credits_dsn, access_dsn, tmp_path_factory.mktemp("service")) as service,
+    ):
+        yield service

@@ -1,0 +1,123 @@
+"""`tollkeeper credits ...` as an operator types it: output, JSON, exit codes."""
+
+import pytest
+from tests.acceptance.conftest import Service, tollkeeper
+
+
+def test_a_life_of_an_account(service: Service) -> None:
+    opened = service.run("credits", "open", "acme", "--tenant", "acme-inc", "--json")
+    topped = service.run("credits", "topup", "acme", "1000", "--key", "k1", "--json")
+    again = service.run("credits", "topup", "acme", "1000", "--key", "k1", "--json")
+    spent = service.run("credits", "consume", "acme", "250", "--description", "one run")
+    balance = service.run("credits", "balance", "acme", "--json")
+
+    assert [each.code for each in (opened, topped, again, spent, balance)] == [0] * 5
+    assert opened.json()["tenant_id"] == "acme-inc"
+    assert topped.json()["replayed"] is False
+    assert again.json()["replayed"] is True
+    assert again.json()["transaction"] == topped.json()["transaction"]
+    assert "balance after" in spent.out
+    assert "750" in spent.out
+    assert balance.json()["balance"] == 750
+
+    refused = service.run("credits", "consume", "acme", "751")
+    as_json = service.run("credits", "consume", "acme", "751", "--json")
+
+    assert refused.code == as_json.code == 3
+    assert refused.out == as_json.out == ""
+    assert "750 available, 751 required" in refused.err
+    assert refused.err.count("\n") == 1
+    assert as_json.problem()["type"] == "urn:tollkeeper:problem:insufficient-credits"
+    assert as_json.problem()["available"] == 750
+
+    clean = service.run("credits", "verify", "acme", "--json")
+
+    assert clean.code == 0
+    assert (clean.json()["accounts"], clean.json()["transactions"]) == (1, 2)
+    assert clean.json()["faults"] == []
+
+
+def test_the_history_pages(service: Service) -> None:
+    service.run("credits", "open", "paged", "--tenant", "acme-inc")
+    for amount in ("10", "20", "30"):
+        service.run("credits", "topup", "paged", amount)
+    first = service.run("credits", "history", "paged", "--limit", "2", "--json").json()
+    rest = service.run(
+        "credits", "history", "paged", "--after", str(first["next"]), "--json"
+    ).json()
+    table = service.run("credits", "history", "paged", "--limit", "1", "--all")
+
+    assert isinstance(first["items"], list)
+    assert isinstance(rest["items"], list)
+    assert [each["amount"] for each in first["items"]] == [10, 20]
+    assert [each["amount"] for each in rest["items"]] == [30]
+    assert rest["next"] is None
+    assert table.code == 0
+    assert [line.split()[-1] for line in table.out.splitlines()[-3:]] == ["10", "30", "60"]
+
+
+def test_what_is_not_there_and_what_makes_no_sense(service: Service) -> None:
+    assert service.run("credits", "balance", "nobody").code == 3
+    assert service.run("credits", "topup", "nobody", "0").code == 2
+    assert service.run("credits", "topup", "nobody", "many").code == 2
+    assert service.run("credits").code == 2
+    wrong_key = service.run("credits", "verify", environment={"TOLLKEEPER_API_KEY": "tk_wrong"})
+
+    assert wrong_key.code == 1
+    assert wrong_key.err.count("\n") == 1
+
+
+async def test_verify_finds_an_edited_row(service: Service) -> None:
+    service.run("credits", "open", "edited", "--tenant", "acme-inc")
+    service.run("credits", "topup", "edited", "10")
+    await _edit(service.credits_dsn)
+    found = service.run("credits", "verify", "edited")
+    as_json = service.run("credits", "verify", "--json")
+
+    assert found.code == as_json.code == 4
+    assert "edited" in found.out
+    assert as_json.json()["faults"]
+
+
+def test_a_service_that_is_not_there_is_said_in_one_sentence(tmp_path: object) -> None:
+    away = {"TOLLKEEPER_URL": "http://127.0.0.1:1", "TOLLKEEPER_API_KEY": "k"}
+    unreachable = tollkeeper("credits", "balance", "a", environment=away)
+    nothing_runs = tollkeeper(
+        "credits", "balance", "a", environment={"TOLLKEEPER_DATA": f"{tmp_path}"}
+    )
+    half = tollkeeper("credits", "balance", "a", environment={"TOLLKEEPER_URL": "http://x"})
+
+    for finished in (unreachable, nothing_runs, half):
+        assert finished.code == 1
+        assert finished.err.count("\n") == 1
+    assert "tollkeeper up" in unreachable.err
+    assert "tollkeeper up" in nothing_runs.err
+    assert "TOLLKEEPER_API_KEY" in half.err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["credits", "--help"], ["replay", "--help"]])
+def test_help_loads_neither_server_nor_driver(arguments: list[str]) -> None:
+    shown = tollkeeper(*arguments, environment={"PYTHONPROFILEIMPORTTIME": "1"})
+
+    assert shown.code == 0
+    assert "Usage" in shown.out
+    for heavy in ("asyncpg", "litestar", "uvicorn", "numpy", "msgspec"):
+        assert f"| {heavy}\n" not in shown.err.replace("   ", "")
+
+
+def test_the_version_is_shown() -> None:
+    assert tollkeeper("--version").out.startswith("tollkeeper 0.")
+
+
+async def _edit(dsn: str) -> None:
+    import asyncpg
+
+    connection = await asyncpg.connect(dsn)
+    try:
+        # As an attacker who owns the server would: triggers off, one amount changed.
+        await connection.execute("SET session_replication_role = replica")
+        await connection.execute(
+            "UPDATE credit_transactions SET amount = amount + 1 WHERE account_id = 'edited'"
+        )
+    finally:
+        await connection.close()
