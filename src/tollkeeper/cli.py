@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tollkeeper.client.address import Address
     from tollkeeper.client.credits import CreditsClient
     from tollkeeper.client.terminal import Screen
+    from tollkeeper.kernel.backoff import Backoff
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -92,36 +94,17 @@ class Face:
 
     def connector(self, data: Path | None = None) -> "Callable[[int], CreditsClient]":
         """Return what connects to the service over so many connections."""
-        from tollkeeper.client.credits import CreditsClient
-
         address = _address_of(self.settings(data=data))
-
-        def connect(connections: int) -> CreditsClient:
-            return CreditsClient(
-                address.url,
-                address.api_key,
-                clock=SystemClock(),
-                entropy=system_entropy,
-                connections=connections,
-            )
-
-        return connect
+        return partial(connect_to, address.url, address.api_key)
 
     def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
         """Connect to the service, do the work, disconnect."""
-        from tollkeeper.client.credits import IMPATIENT, CreditsClient
+        from tollkeeper.client.credits import IMPATIENT
 
         address = _address_of(self.settings())
 
         async def connected() -> _Result:
-            async with CreditsClient(
-                address.url,
-                address.api_key,
-                clock=SystemClock(),
-                entropy=system_entropy,
-                connections=1,
-                backoff=IMPATIENT,
-            ) as client:
+            async with connect_to(address.url, address.api_key, 1, backoff=IMPATIENT) as client:
                 return await work(client)
 
         return run(connected())
@@ -143,6 +126,22 @@ class Face:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
         self.screen().table(title, columns, rows)
+
+
+def connect_to(
+    url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
+) -> "CreditsClient":
+    """Return a client of a service, on this machine's clock and randomness."""
+    from tollkeeper.client.credits import PATIENT, CreditsClient
+
+    return CreditsClient(
+        url,
+        api_key,
+        clock=SystemClock(),
+        entropy=system_entropy,
+        connections=connections,
+        backoff=backoff or PATIENT,
+    )
 
 
 def main() -> None:
@@ -333,9 +332,40 @@ def bench(
         face.connector(data),
         screen=face.screen(as_json=as_json),
         clock=SystemClock(),
-        run=f"{system_entropy():017x}"[:6],
+        run=_fresh_name(),
     )
     raise typer.Exit(0 if run(job.run()) else EXIT_FAILED)
+
+
+@app.command()
+def demo(
+    context: typer.Context,
+    leave: Annotated[
+        bool, typer.Option("--exit", help="End after the summary; 0 if every unit is there.")
+    ] = False,
+    requests: Annotated[
+        int, typer.Option(min=1, max=10_000_000, help="Requests to bill.")
+    ] = 20_000,
+    data: Data = None,
+    port: Port = None,
+    as_json: AsJson = False,
+) -> None:
+    """Start everything, bill a made-up day of LLM traffic, show what came of it, stay up."""
+    from tollkeeper.demo import Demo, DemoOptions
+
+    face = _face(context)
+    job = Demo(
+        DemoOptions(run=_fresh_name(), requests=requests, leave=leave),
+        face.settings(data=data, port=port),
+        connect_to,
+        screen=face.screen(as_json=as_json),
+        clock=SystemClock(),
+    )
+    raise typer.Exit(0 if run(job.run()) else EXIT_FAILED)
+
+
+def _fresh_name() -> str:
+    return f"{system_entropy():017x}"[-6:]
 
 
 def _face(context: typer.Context) -> Face:
