@@ -111,6 +111,7 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
             security=[{"key": []}],
         ),
         logging_config=None,
+        request_max_body_size=None,  # BodyLimit is outside
     )
     guarded = Authentication(
         application, principal_of=runtime.access.principal_of, problems=PROBLEMS

@@ -1,22 +1,17 @@
-"""Layers around the application, as plain ASGI: a limit on bodies, an account of every request.
+"""A layer around the application, as plain ASGI: a limit on bodies.
 
-They wrap the Litestar application from outside, because Litestar's own middleware is entered after
-routing and costs objects per request; these cost a few hundred nanoseconds each. They hold no state
-but their settings.
+It wraps the Litestar application from outside, because Litestar's own middleware is entered after
+routing and costs objects per request; this costs a few hundred nanoseconds. It holds no state but
+its settings.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from litestar.enums import ScopeType
-from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
+from litestar.types import ASGIApp, Receive, ReceiveMessage, Scope, Send
 
-from tollkeeper.kernel.clock import Clock
 from tollkeeper.web.errors import BodyTooLarge
 from tollkeeper.web.problem import ProblemTable, problem_of, send_problem
-
-RequestObserver = Callable[[Scope, int, float], None]
-"""Called once per answered request with its scope, status and seconds. The scope's `path_template`
-is the route's closed label; it is missing where no route matched. Status 0: no answer was begun."""
 
 
 class BodyLimit:
@@ -60,36 +55,6 @@ class BodyLimit:
             return message
 
         return counting
-
-
-class RequestAccounting:
-    """Tells an observer about every request: scope, status, and seconds until it was done with."""
-
-    __slots__ = ("_app", "_clock", "_observe")
-
-    def __init__(self, app: ASGIApp, *, observe: RequestObserver, clock: Clock) -> None:
-        self._app = app
-        self._observe = observe
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve the request, then report it, also when it failed."""
-        if scope["type"] != ScopeType.HTTP:
-            await self._app(scope, receive, send)
-            return
-        status = 0
-        started_s = self._clock.monotonic_s()
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            self._observe(scope, status, self._clock.monotonic_s() - started_s)
 
 
 def _announced_length(headers: Iterable[tuple[bytes, bytes]]) -> int | None:

@@ -15,18 +15,17 @@ import uvicorn
 from litestar import Litestar, Request, get, post
 from litestar.datastructures import State
 from litestar.params import FromPath, FromQuery, JSONBody
-from litestar.types import ASGIApp, Scope
+from litestar.types import ASGIApp
 
 from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel import principal as who
-from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import TenantId
 from tollkeeper.kernel.principal import Principal
 from tollkeeper.web.auth import Authentication, authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.idempotency import idempotency_key
-from tollkeeper.web.middleware import BodyLimit, RequestAccounting
+from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.problem import SHARED_PROBLEMS, URN, ProblemKind, exception_handlers
 
 BODY_LIMIT_BYTES = 1_000
@@ -142,26 +141,8 @@ def principal_of(token: str) -> Principal:
     return Principal(key_id=UUID(int=1), scopes=scopes[token], tenant_id=TenantId("acme"))
 
 
-@dataclass
-class Observed:
-    """What the accounting layer reported."""
-
-    requests: list[tuple[str, str, int, float]] = field(default_factory=list)
-
-    def __call__(self, scope: Scope, status: int, duration_s: float) -> None:
-        route = scope.get("path_template", "unmatched")
-        assert isinstance(route, str)
-        method = scope["method"]  # type: ignore[typeddict-item]  # no WebSocket comes here
-        self.requests.append((str(method), route, status, duration_s))
-
-
 @pytest.fixture
-def observed() -> Observed:
-    return Observed()
-
-
-@pytest.fixture
-def application(observed: Observed) -> ASGIApp:
+def application() -> ASGIApp:
     routes = Litestar(
         [pay, echo, strict, pages, health, fail],
         exception_handlers=exception_handlers(PROBLEMS),
@@ -170,8 +151,7 @@ def application(observed: Observed) -> ASGIApp:
         request_max_body_size=None,
     )
     limited = BodyLimit(routes, limit_bytes=BODY_LIMIT_BYTES, problems=PROBLEMS)
-    guarded = Authentication(limited, principal_of=principal_of, problems=PROBLEMS)
-    return RequestAccounting(guarded, observe=observed, clock=SystemClock())
+    return Authentication(limited, principal_of=principal_of, problems=PROBLEMS)
 
 
 @pytest.fixture
