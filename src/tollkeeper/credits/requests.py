@@ -131,6 +131,10 @@ def _check_description(description: str, place: str) -> None:
         raise invalid(f"{place}description", f"1 to {DESCRIPTION_LIMIT} characters")
     if "\0" in description:
         raise invalid(f"{place}description", "must not contain NUL characters")
+    try:
+        description.encode()
+    except UnicodeEncodeError as error:
+        raise invalid(f"{place}description", "must not contain lone surrogates") from error
 
 
 def _depth_exceeds(value: object, levels: int) -> bool:
