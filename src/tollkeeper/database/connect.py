@@ -12,7 +12,7 @@ from types import MappingProxyType
 import asyncpg
 
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.errors import DatabaseUnavailable, PoolTimeout
 from tollkeeper.kernel.errors import ConfigurationError
 
 APPLICATION_NAME = "tollkeeper"
@@ -100,6 +100,6 @@ def is_retryable(error: BaseException) -> bool:
 
     After a lost connection the outcome may be unknown: retry only under an idempotency key.
     """
-    if is_connection_lost(error):
+    if isinstance(error, PoolTimeout) or is_connection_lost(error):
         return True
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES
