@@ -312,8 +312,8 @@ class _Lane:
             self._metrics.retried("database", len(batch))
             _log.warning("credits.batch_retried", operations=len(batch), error=repr(error))
             self._put_back(batch, str(error) or type(error).__name__)
-        elif batch[0].attempt == 0 and await self._made_partitions():
-            self._put_back(batch, "a partition was missing")
+        elif batch[0].attempt == 0 and await self._ensured_partitions():
+            self._put_back(batch, "a partition may have been missing")
         elif len(batch) > 1:
             # One operation the database will not take must not fail its neighbours.
             middle = len(batch) // 2
@@ -326,19 +326,20 @@ class _Lane:
             batch[0].ticket.fail(error)
             self._engine.decided(1)
 
-    async def _made_partitions(self) -> bool:
-        """Make missing partitions: a ledger whose worker stood still for a week goes on."""
+    async def _ensured_partitions(self) -> bool:
+        """Make missing partitions: a ledger whose worker stood still for a week goes on.
+
+        True also when none is missing now: another lane or process may have been faster.
+        """
         try:
             async with self._pool.connection() as connection:
-                return (
-                    await self._store.create_partitions(
-                        connection, quarters_ahead=QUARTERS_AHEAD, days_ahead=KEY_DAYS_AHEAD
-                    )
-                    > 0
+                await self._store.create_partitions(
+                    connection, quarters_ahead=QUARTERS_AHEAD, days_ahead=KEY_DAYS_AHEAD
                 )
         except Exception as error:  # noqa: BLE001  # the batch's own error is the one that matters
             _log.warning("credits.partitions_not_made", error=repr(error))
             return False
+        return True
 
     def _put_back(self, batch: Iterable[_Pending], reason: str) -> None:
         """Park the batch's accounts for the backoff, or give up on what has no retry left."""
