@@ -15,10 +15,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from hypothesis import settings
 
 from tollkeeper.database.embedded import EmbeddedServer, all_binaries
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.migrate.service import migrate
+
+# No test asserts a duration: machines that run tests are busy.
+settings.register_profile("tollkeeper", deadline=None)
+settings.load_profile("tollkeeper")
 
 
 class Databases:
