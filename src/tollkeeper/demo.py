@@ -8,6 +8,7 @@ accounts of its own.
 import asyncio
 import random  # noqa: TID251  # seeded below: the same workload every time
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -196,18 +197,18 @@ class Demo:
         self._screen.facts(title, (*tally_facts(tally), *audit_facts(audit)))
         if self._options.leave:
             return
-        key = stack.data / "dev.key"
+        key = _short(stack.data / "dev.key")
         hot = workload.account_ids[0]
-        bearer = f"-H 'Authorization: Bearer {stack.api_key}'"
+        bearer = f'-H "Authorization: Bearer $(cat {key})"'
         self._screen.addresses(
             "Tollkeeper is up, until Ctrl-C",
             (
                 ("API", f"{stack.url}/v1"),
                 ("docs", f"{stack.url}/schema"),
-                ("key", f"{stack.api_key}   (also in {_short(key)})"),
+                ("key", stack.api_key),
                 ("psql", f"psql '{stack.dsn('credits')}'"),
-                ("try", f"tollkeeper credits history {hot} --limit 5"),
-                ("", f"curl {bearer} {stack.url}/v1/accounts/{hot}"),
+                ("try", f"curl {bearer} {stack.url}/v1/accounts/{hot}"),
+                ("", f"{_command(stack.data)} credits history {hot} --limit 5"),
             ),
         )
 
@@ -218,6 +219,14 @@ def _keyed(client: CreditsClient, workload: Workload) -> Iterator[tuple[str, int
         if not usage.is_retry:
             key = client.mint_key()
         yield workload.account_ids[usage.account], usage.cost, key
+
+
+def _command(data: Path) -> str:
+    """Return how this program was called, and what makes it find what runs in `data`."""
+    program = Path(sys.argv[0]).absolute()
+    called = str(_short(program)) if program.name == "tollkeeper" else "python -m tollkeeper"
+    shown = _short(data)
+    return called if str(shown) == ".tollkeeper" else f"TOLLKEEPER_DATA={shown} {called}"
 
 
 def _short(path: Path) -> Path:
