@@ -392,9 +392,7 @@ def _dsn_of(settings: Settings, service: Service) -> str:
     }[service]
     if configured is not None:
         return configured
-    from urllib.parse import quote
-
-    from tollkeeper.database.embedded import holder_of
+    from tollkeeper.database.embedded import dsn_at, holder_of
 
     holder = holder_of(settings.data)
     if holder is None or holder.socket is None:
@@ -402,7 +400,7 @@ def _dsn_of(settings: Settings, service: Service) -> str:
             problem=f"no database runs in {settings.data}: start it with `tollkeeper up`, or set "
             f"TOLLKEEPER_{service.value.upper()}_DSN."
         )
-    return f"postgresql://tollkeeper@/{service.value}?host={quote(holder.socket, safe='/')}"
+    return dsn_at(holder.socket, service.value)
 
 
 def _speed_of(text: str) -> float | None:

@@ -4,10 +4,18 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 from tests.acceptance.conftest import Service, clean_environment
+
+from tollkeeper.client.credits import CreditsClient
+from tollkeeper.client.terminal import Screen
+from tollkeeper.client.trace import Terms, TraceUnbillable
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.ids import system_entropy
+from tollkeeper.replay import Replay, ReplayOptions
 
 HEADER = "TIMESTAMP,ContextTokens,GeneratedTokens\r\n"
 
@@ -162,3 +170,40 @@ def test_a_trace_with_nothing_to_bill_is_done_at_once(service: Service, tmp_path
     assert report.code == 0
     assert (report.json()["free"], report.json()["requests"]) == (1, 0)
     assert report.json()["latency"] is None
+
+
+async def test_after_the_keys_lifetime_a_trace_is_not_billed_again(
+    service: Service, tmp_path: Path
+) -> None:
+    trace = write_trace(tmp_path, rows=9)
+    first = service.run("replay", str(trace), "--json")
+    options = ReplayOptions(
+        trace=trace, terms=Terms(accounts=50, price_context=1, price_generated=3)
+    )
+    tomorrow = ClockAhead(timedelta(hours=24, minutes=1))
+    replay = Replay(
+        options,
+        lambda connections: CreditsClient(
+            service.url,
+            service.api_key,
+            clock=SystemClock(),
+            entropy=system_entropy,
+            connections=connections,
+        ),
+        screen=Screen(as_json=True),
+        clock=tomorrow,
+    )
+
+    assert first.code == 0
+    with pytest.raises(TraceUnbillable, match="--run NAME"):
+        await replay.run()
+
+
+class ClockAhead(SystemClock):
+    """The machine's clock, at a later time."""
+
+    def __init__(self, by: timedelta) -> None:
+        self._by = by
+
+    def now(self) -> datetime:
+        return super().now() + self._by

@@ -25,6 +25,7 @@ def find_local(data: Path) -> Address:
     Raises:
         ConfigurationError: nothing runs there, or its files cannot be read.
     """
+    data = data.expanduser()
     try:
         document = json.loads((data / "up.json").read_text(encoding="utf-8"))
         key = (data / "dev.key").read_text(encoding="utf-8").strip()

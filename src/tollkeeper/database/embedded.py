@@ -46,6 +46,7 @@ __all__ = [
     "EmbeddedServer",
     "all_binaries",
     "claim_directory",
+    "dsn_at",
     "explained",
     "find_binaries",
     "holder_of",
@@ -141,11 +142,7 @@ class EmbeddedServer:
 
     def dsn(self, database: str) -> str:
         """Return the address of one database."""
-        host = quote(str(self._socket), safe="/")
-        return (
-            f"postgresql://{cluster.SUPERUSER}@/{quote(database, safe='')}"
-            f"?host={host}&port={SOCKET_PORT}"
-        )
+        return dsn_at(str(self._socket), database)
 
     def is_running(self) -> bool:
         """Whether the server process lives."""
@@ -289,6 +286,14 @@ def explained(directory: Path) -> Iterator[None]:
 def holder_of(data: Path) -> Holder | None:
     """Return who wrote their name into the lock of directory `data`, alive or not."""
     return read_holder(_absolute(data) / "lock")
+
+
+def dsn_at(socket: str, database: str) -> str:
+    """Return the address of a database of the server whose socket is in this folder."""
+    return (
+        f"postgresql://{cluster.SUPERUSER}@/{quote(database, safe='')}"
+        f"?host={quote(socket, safe='/')}&port={SOCKET_PORT}"
+    )
 
 
 def _absolute(data: Path) -> Path:
