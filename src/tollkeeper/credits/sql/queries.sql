@@ -1,6 +1,6 @@
 -- load --
 -- One snapshot of a batch: the database's clock, the accounts, and the keys that are known.
--- $1, $2 accounts (shard, id); $3..$6 keys (shard, account, tag, hash); $7 how long keys are kept.
+-- $1 accounts; $2 keys; $3 how long keys are kept.
 -- The clock is read after the snapshot was taken. The bounds on created_at leave two or three partitions.
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
@@ -8,15 +8,15 @@ SELECT
     NULL::bytea AS key_hash
 UNION ALL
 SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, NULL
-FROM unnest($1::smallint[], $2::text[]) AS wanted (shard, account_id)
+FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
 SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, i.key_hash
-FROM unnest($3::smallint[], $4::text[], $5::bigint[], $6::bytea[]) AS wanted (shard, account_id, key_tag, key_hash)
+FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
     AND i.account_id = wanted.account_id AND i.key_hash = wanted.key_hash
-    AND i.created_at > now() - $7::interval AND i.created_at < now() + $7::interval;
+    AND i.created_at > now() - $3::interval AND i.created_at < now() + $3::interval;
 
 -- lock_accounts --
 -- Takes the row locks of a batch in sorted order: whoever holds them cannot lose the race.
@@ -29,21 +29,19 @@ FOR UPDATE OF a;
 -- commit --
 -- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
 -- and idempotency keys together or, for an account that moved meanwhile, not at all. Returns who landed.
--- $1..$7 moved accounts, sorted; $8..$14 opened accounts, sorted; $15..$28 transactions; $29 the time.
+-- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
 WITH moved AS (
     UPDATE accounts AS a
     SET balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash
-    FROM unnest($1::smallint[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[])
-        AS s (shard, account_id, expected, balance, reserved, version, head_hash)
+    FROM unnest($1::moved_account[]) AS s
     WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected
     RETURNING a.account_id
 ),
 opened AS (
     INSERT INTO accounts (shard, account_id, tenant_id, balance, reserved, version, head_hash, created_at)
-    SELECT o.shard, o.account_id, o.tenant_id, o.balance, o.reserved, o.version, o.head_hash, $29
-    FROM unnest($8::smallint[], $9::text[], $10::text[], $11::bigint[], $12::bigint[], $13::bigint[], $14::bytea[])
-        AS o (shard, account_id, tenant_id, balance, reserved, version, head_hash)
+    SELECT o.shard, o.account_id, o.tenant_id, o.balance, o.reserved, o.version, o.head_hash, $4
+    FROM unnest($2::opened_account[]) AS o
     ON CONFLICT DO NOTHING
     RETURNING account_id
 ),
@@ -54,13 +52,7 @@ landed AS (
 ),
 accepted AS MATERIALIZED (
     SELECT t.*
-    FROM unnest(
-        $15::smallint[], $16::text[], $17::uuid[], $18::text[], $19::bigint[], $20::bigint[], $21::bigint[],
-        $22::bigint[], $23::bytea[], $24::bytea[], $25::text[], $26::text[], $27::bytea[], $28::bigint[]
-    ) AS t (
-        shard, account_id, transaction_id, kind, amount, balance, reserved,
-        sequence, fingerprint, hash, description, metadata, key_hash, key_tag
-    )
+    FROM unnest($3::accepted_transaction[]) AS t
     WHERE (t.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
 ),
 written AS (
@@ -70,12 +62,12 @@ written AS (
     )
     SELECT
         shard, account_id, transaction_id, kind, amount, balance, reserved,
-        sequence, fingerprint, hash, description, metadata::json, $29
+        sequence, fingerprint, hash, description, metadata::json, $4
     FROM accepted
 ),
 kept AS (
     INSERT INTO idempotency_keys (shard, account_id, key_tag, key_hash, sequence, created_at)
-    SELECT shard, account_id, key_tag, key_hash, sequence, $29
+    SELECT shard, account_id, key_tag, key_hash, sequence, $4
     FROM accepted
 )
 SELECT account_id FROM landed;

@@ -81,6 +81,21 @@ CREATE INDEX idempotency_keys_lookup ON idempotency_keys (shard, key_tag);
 COMMENT ON COLUMN idempotency_keys.key_hash IS 'SHA-256 of the key';
 COMMENT ON COLUMN idempotency_keys.key_tag IS 'the first eight bytes of key_hash, as a signed integer';
 
+-- What a batch hands to the statements that load and commit it: arrays of rows. With one array for each
+-- column instead, driver and server both spent a tenth more on an operation.
+CREATE TYPE account_place AS (shard smallint, account_id text);
+CREATE TYPE key_place AS (shard smallint, account_id text, key_tag bigint, key_hash bytea);
+CREATE TYPE moved_account AS (
+    shard smallint, account_id text, expected bigint, balance bigint, reserved bigint, version bigint, head_hash bytea
+);
+CREATE TYPE opened_account AS (
+    shard smallint, account_id text, tenant_id text, balance bigint, reserved bigint, version bigint, head_hash bytea
+);
+CREATE TYPE accepted_transaction AS (
+    shard smallint, account_id text, transaction_id uuid, kind text, amount bigint, balance bigint, reserved bigint,
+    sequence bigint, fingerprint bytea, hash bytea, description text, metadata text, key_hash bytea, key_tag bigint
+);
+
 CREATE FUNCTION refuse_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
