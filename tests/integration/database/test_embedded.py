@@ -131,8 +131,14 @@ def another_process_holding(directory: Path) -> Iterator[HoldingProcess]:
 
 
 def run_script(script: str, *arguments: str) -> str:
+    # These scripts become another user, who could not write the coverage of this one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
     done = subprocess.run(
-        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout.strip()
