@@ -55,7 +55,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 db_app = typer.Typer(help="The databases themselves.", no_args_is_help=True)
+serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
 app.add_typer(credits_app)
+app.add_typer(serve_app, name="serve")
 app.add_typer(db_app, name="db")
 
 Data = Annotated[
@@ -64,6 +66,18 @@ Data = Annotated[
 ]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="TCP port; 5004 by default.")]
 Connections = Annotated[int, typer.Option(min=1, max=10_000, help="Connections to the service.")]
+Price = Annotated[
+    int, typer.Option(metavar="UNITS", min=0, max=MAX_AMOUNT_MINOR, help="Minor units per token.")
+]
+Topup = Annotated[
+    int | None,
+    typer.Option(
+        metavar="UNITS",
+        min=0,
+        max=MAX_AMOUNT_MINOR,
+        help="Top up each account by this, not by its need.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
@@ -187,10 +201,6 @@ def up(
     raise typer.Exit(run_up(_face(context).settings(data=data, port=port), processes=processes))
 
 
-serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
-app.add_typer(serve_app, name="serve")
-
-
 @serve_app.command("credits")
 def serve_credits(
     context: typer.Context,
@@ -247,22 +257,13 @@ def replay(
     accounts: Annotated[
         int, typer.Option(min=1, max=100_000, help="Accounts the lines are dealt out to.")
     ] = 50,
-    price_context: Annotated[
-        int, typer.Option(min=0, max=MAX_AMOUNT_MINOR, help="Minor units per context token.")
-    ] = 1,
-    price_generated: Annotated[
-        int, typer.Option(min=0, max=MAX_AMOUNT_MINOR, help="Minor units per generated token.")
-    ] = 3,
+    price_context: Price = 1,
+    price_generated: Price = 3,
     speed: Annotated[
         str, typer.Option(metavar="max|1x|60x", help="As fast as can be, or times real time.")
     ] = "max",
     connections: Connections = 16,
-    topup: Annotated[
-        int | None,
-        typer.Option(
-            min=0, max=MAX_AMOUNT_MINOR, help="Top up each account by this, not by all it needs."
-        ),
-    ] = None,
+    topup: Topup = None,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave malformed lines out and list them.")
     ] = False,
@@ -275,8 +276,9 @@ def replay(
 ) -> None:
     """Bill a usage trace over the HTTP API: one consumption per line, each exactly once.
 
-    All lines are checked before anything is billed. A second run within 24 hours charges nothing:
-    every line keeps its idempotency key.
+    Nothing is billed before all lines are checked.
+
+    Each line keeps its idempotency key: a second run within 24 hours charges nothing.
     """
     from tollkeeper.client.trace import Terms
     from tollkeeper.replay import Replay, ReplayOptions
@@ -301,11 +303,7 @@ def replay(
     try:
         is_clean = run(job.run())
     except (KeyboardInterrupt, TollkeeperError):
-        if job.tally.requests:
-            screen.warn(
-                f"stopped after {job.tally.requests:,} of {job.billable:,}; the same command "
-                "continues: what is billed is not charged again"
-            )
+        job.explain_stop()
         raise
     raise typer.Exit(0 if is_clean else EXIT_FAILED)
 

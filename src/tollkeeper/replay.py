@@ -79,8 +79,9 @@ class Replay:
         self._screen = screen
         self._clock = clock
         self._latest_s = 0.0
+        self._identity = (0, 0)
         self.tally = Tally(clock)
-        self.billable = 0
+        self._billable = 0
 
     async def run(self) -> bool:
         """Check, bill, audit, report; tell whether everything was billed or refused by rule.
@@ -104,6 +105,14 @@ class Replay:
         self._report(survey, audit)
         return audit.is_clean and self._is_accounted(audit) and not self.tally.failed
 
+    def explain_stop(self) -> None:
+        """Say how far a run came that did not end, and what to do."""
+        if self.tally.requests:
+            self._screen.warn(
+                f"stopped after {self.tally.requests:,} of {self._billable:,}; the same command "
+                "continues: what is billed is not charged again"
+            )
+
     def _survey(self, file: BinaryFile) -> Survey:
         if not file.seekable():
             raise TraceUnbillable(problem="a trace must be a file: it is read twice")
@@ -120,7 +129,7 @@ class Replay:
             self._screen.warn(f"line {bad.line:,} skipped: {bad.problem}")
         if survey.bad_count > len(survey.bad):
             self._screen.warn(f"{survey.bad_count - len(survey.bad):,} more lines skipped")
-        self.billable = survey.billable
+        self._billable = survey.billable
         return survey
 
     async def _open_accounts(self, client: CreditsClient, survey: Survey) -> None:

@@ -45,8 +45,9 @@ class Screen:
             self._err.print(f"[dim]{escape(text)}[/dim]")
 
     def warn(self, text: str) -> None:
-        """Say something that must not be overlooked, on standard error, also beside JSON."""
-        self._err.print(f"[yellow]{escape(text)}[/yellow]")
+        """Say something that must not be overlooked, on standard error."""
+        if not self.as_json:
+            self._err.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print named facts below each other; `ok:` and `bad:` before a value colour it."""
