@@ -13,7 +13,7 @@ import sys
 from typing import TextIO
 
 import structlog
-from structlog.types import Processor
+from structlog.types import EventDict, Processor
 
 from tollkeeper.kernel.errors import ConfigurationError
 
@@ -76,5 +76,15 @@ def _formatter(*, is_console: bool, colours: bool) -> logging.Formatter:
             structlog.processors.format_exc_info,
             structlog.processors.JSONRenderer(),
         ]
-    foreign: list[Processor] = [*_shared_processors(), structlog.stdlib.ExtraAdder()]
+    foreign: list[Processor] = [
+        *_shared_processors(),
+        structlog.stdlib.ExtraAdder(),
+        _without_colours,
+    ]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=renderers)
+
+
+def _without_colours(_: object, __: str, event: EventDict) -> EventDict:
+    """Drop uvicorn's second copy of its message, which carries terminal codes."""
+    event.pop("color_message", None)
+    return event
