@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.bench import Bench
-from benchmarks.credits import engine
+from benchmarks.credits import engine, http
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from tollkeeper.database.connect import connector
@@ -21,6 +21,7 @@ from tollkeeper.database.embedded import EmbeddedServer
 
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.measure,
+    "http": http.measure,
 }
 """Every benchmark by the name `--only` takes, in the order they run."""
 
@@ -36,13 +37,14 @@ def main() -> int:
     progress = Console(stderr=True, highlight=False, soft_wrap=True)
     with (
         tempfile.TemporaryDirectory(prefix="tollkeeper-bench-", dir=options.directory) as directory,
-        EmbeddedServer.start(Path(directory), say=progress.print) as server,
+        EmbeddedServer.start(Path(directory) / "server", say=progress.print) as server,
     ):
         machine = this_machine(Path(directory))
         facts = asyncio.run(_facts(server.dsn("postgres")))
         progress.print(f"[bold]{machine}, PostgreSQL {facts['server_version']}[/]")
         bench = Bench(
             server=server,
+            directory=Path(directory),
             quick=options.quick,
             soak=options.only == ["growth"],
             say=lambda line: progress.print(f"  {line}"),

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from benchmarks.measure import Load, Sample
 from tollkeeper.database.embedded import EmbeddedServer
@@ -16,6 +17,7 @@ class Bench:
     """The server under test and the pace; `quick` is for a first look, its figures are rough."""
 
     server: EmbeddedServer
+    directory: Path
     quick: bool
     soak: bool
     say: Callable[[str], None]
@@ -44,6 +46,10 @@ class Bench:
             return sample
 
         return measure_and_say
+
+    def fresh_directory(self, name: str) -> Path:
+        """Return the path of a directory that does not exist yet; removed in the end."""
+        return self.directory / f"{name}_{next(self._numbers)}"
 
     def empty_database(self, name: str) -> str:
         """Make an empty database and return its DSN."""

@@ -43,29 +43,33 @@ class Load:
     warm_up_s: float
 
 
-async def closed_loop(steps: Sequence[Step], load: Load) -> Sample:
+async def closed_loop(steps: Sequence[Step], load: Load, *, operations_per_step: int = 1) -> Sample:
     """Run one caller per step for the load's time and return what the callers saw."""
     began = time.perf_counter() + load.warm_up_s
     until = began + load.seconds
-    latencies: list[float] = []
+    latencies_s: list[float] = []
 
     async def caller(step: Step) -> None:
         while (started := time.perf_counter()) < until:
             await step()
             if started >= began:
-                latencies.append(time.perf_counter() - started)
+                latencies_s.append(time.perf_counter() - started)
 
     await asyncio.gather(*(caller(step) for step in steps))
-    return sample_of(latencies, duration_s=time.perf_counter() - began)
+    return sample_of(
+        latencies_s,
+        duration_s=time.perf_counter() - began,
+        operations=len(latencies_s) * operations_per_step,
+    )
 
 
-def sample_of(latencies_s: Sequence[float], *, duration_s: float, per_latency: int = 1) -> Sample:
-    """Return the sample of a round; each latency stands for `per_latency` operations."""
+def sample_of(latencies_s: Sequence[float], *, duration_s: float, operations: int) -> Sample:
+    """Return the sample of a round from its latencies in seconds."""
     ordered = sorted(latencies_s)
     if not ordered:
         raise RuntimeError("nothing was answered in the time measured")
     return Sample(
-        operations=len(ordered) * per_latency,
+        operations=operations,
         duration_s=duration_s,
         p50_ms=percentile_ms(ordered, 0.50),
         p95_ms=percentile_ms(ordered, 0.95),
