@@ -1,0 +1,133 @@
+"""A proxy before PostgreSQL that cuts the connection at a commit, before or after it has happened.
+
+It speaks just enough of PostgreSQL's protocol (manual, "Message Formats") to see a commit
+coming: the Bind of the ledger's commit statement, or a plain COMMIT. `AFTER` waits for the
+server's ReadyForQuery, so the commit is done and durable, and swallows the answer; `BEFORE` lets
+nothing through.
+"""
+
+import asyncio
+import struct
+from collections import deque
+from collections.abc import Iterable
+from contextlib import suppress
+from enum import Enum
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+_COMMIT_STATEMENT = b"WITH moved AS"
+_HEADER = struct.Struct(">cI")
+
+
+class Cut(Enum):
+    """What happens to the next commit that comes by."""
+
+    BEFORE = "before"
+    AFTER = "after"
+    PASS = "pass"
+
+
+class CuttingProxy:
+    """Listens on loopback, and does to each commit what `cuts` says; then lets everything pass."""
+
+    def __init__(self, dsn: str, cuts: Iterable[Cut]) -> None:
+        parts = urlsplit(dsn)
+        place = parse_qs(parts.query)
+        self._socket = f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}"
+        self._login = f"{parts.username}@", parts.path
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.cuts = deque(cuts)
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def dsn(self) -> str:
+        """Return the address of the same database through this proxy."""
+        port = self._server.sockets[0].getsockname()[1]
+        user, database = self._login
+        return f"postgresql://{user}127.0.0.1:{port}{database}?sslmode=disable"
+
+    async def _serve(
+        self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
+    ) -> None:
+        reader, writer = await asyncio.open_unix_connection(self._socket)
+        session = _Session(self, (client_reader, client_writer), (reader, writer))
+        pumps = [asyncio.create_task(session.to_server()), asyncio.create_task(session.to_client())]
+        self._tasks.update(pumps)
+        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+        self._tasks.difference_update(pumps)
+        for end in (client_writer, writer):
+            end.transport.abort()
+
+
+class _Session:
+    """One connection through the proxy; ends when either pump ends."""
+
+    def __init__(
+        self,
+        proxy: CuttingProxy,
+        client: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        self._proxy = proxy
+        self._client_reader, self._client_writer = client
+        self._reader, self._writer = server
+        self._commit_statements: set[bytes] = set()
+        self._swallows = False
+
+    async def to_server(self) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            greeting = await self._client_reader.readexactly(4)
+            length = int.from_bytes(greeting, "big") - 4
+            self._writer.write(greeting + await self._client_reader.readexactly(length))
+            while True:
+                kind, head, body = await _message(self._client_reader)
+                if self._is_commit(kind, body) and self._proxy.cuts:
+                    cut = self._proxy.cuts.popleft()
+                    if cut is Cut.BEFORE:
+                        return
+                    self._swallows = cut is Cut.AFTER
+                self._writer.write(head + body)
+                await self._writer.drain()
+
+    async def to_client(self) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                kind, head, body = await _message(self._reader)
+                if not self._swallows:
+                    self._client_writer.write(head + body)
+                    await self._client_writer.drain()
+                elif kind == b"Z":
+                    return
+
+    def _is_commit(self, kind: bytes, body: bytes) -> bool:
+        if kind == b"P":
+            name, query, _ = body.split(b"\0", 2)
+            if _COMMIT_STATEMENT in query:
+                self._commit_statements.add(name)
+        if kind == b"B":
+            return body.split(b"\0", 2)[1] in self._commit_statements
+        return kind == b"Q" and body.startswith(b"COMMIT")
+
+
+async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:
+    head = await reader.readexactly(_HEADER.size)
+    kind, length = _HEADER.unpack(head)
+    return kind, head, await reader.readexactly(length - 4)
