@@ -1,0 +1,239 @@
+"""What the ledger asks of PostgreSQL: how many statements, which plans, locks in which order."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+from tests.ledger import Ledger, consume, opening, running_ledger, topup, words_of
+
+from tollkeeper.credits.model import KEY_RETENTION
+from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
+from tollkeeper.database.connect import connector
+from tollkeeper.database.driver import Connection
+from tollkeeper.database.pool import Pool
+from tollkeeper.database.queries import load_queries
+from tollkeeper.kernel.ids import AccountId, shard_of
+from tollkeeper.wiring import CREDITS_ROLE
+
+SQL = load_queries("tollkeeper.credits")
+NAMES = {text: name for name, text in SQL.items()}
+DRIVERS_OWN = ("typeinfo_tree", "current_setting('jit')", "set_config('jit'")
+
+
+@pytest.fixture
+async def session(credits_dsn: str) -> AsyncIterator[Connection]:
+    """A connection of the ledger's pool."""
+    connection = await connector(credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS)()
+    yield connection
+    await connection.close()
+
+
+async def listen(pool: Pool, heard: list[str]) -> None:
+    """Write the name of every statement that the pool's one connection sends into `heard`.
+
+    Except what the driver asks once per connection: how a type that it has not met is put together.
+    """
+
+    def note(record: asyncpg.connection.LoggedQuery) -> None:
+        if not any(mark in record.query for mark in DRIVERS_OWN):
+            heard.append(NAMES.get(record.query, record.query))
+
+    async with pool.connection() as connection:
+        assert isinstance(connection, asyncpg.Connection)
+        connection.add_query_logger(note)
+
+
+@pytest.fixture
+async def heard(credits_dsn: str) -> AsyncIterator[tuple[Ledger, list[str]]]:
+    """A ledger with one connection, and what it says to the server."""
+    heard: list[str] = []
+    async with running_ledger(credits_dsn, lanes=1) as ledger:
+        ledger.pool.resize(1)
+        await listen(ledger.pool, heard)
+        await ledger.open_with(100, "ann", "bob")
+        heard.clear()
+        yield ledger, heard
+
+
+async def test_an_uncontended_batch_is_two_statements(heard: tuple[Ledger, list[str]]) -> None:
+    ledger, statements = heard
+    await ledger.execute(*(consume(name, 1) for name in ("ann", "bob") for _ in range(50)))
+
+    assert ["load", "commit"] == statements
+
+
+async def test_a_batch_that_writes_nothing_is_one_statement(
+    heard: tuple[Ledger, list[str]],
+) -> None:
+    ledger, statements = heard
+    await ledger.execute(consume("ann", 1_000), consume("nobody", 1), opening("ann"))
+
+    assert ["load"] == statements
+
+
+async def test_a_replay_is_two_statements_and_no_commit(heard: tuple[Ledger, list[str]]) -> None:
+    ledger, statements = heard
+    await ledger.execute(topup("ann", 100, "first"), topup("bob", 100, "first"))
+
+    assert ["load", "transactions_by_key"] == statements
+
+
+async def test_a_retry_takes_the_locks_before_it_looks(
+    heard: tuple[Ledger, list[str]], owner: Connection
+) -> None:
+    ledger, statements = heard
+    # Whoever waits for a lock longer than `lock_timeout` is put back and takes the locks.
+    async with ledger.pool.connection() as connection:
+        await connection.execute("SET lock_timeout = '20ms'")
+    async with owner.transaction():
+        await owner.execute("UPDATE accounts SET version = version WHERE account_id = 'ann'")
+        call = asyncio.ensure_future(ledger.execute(consume("ann", 1)))
+        async with asyncio.timeout(10):
+            while ledger.retries("database") == 0:
+                await asyncio.sleep(0.001)
+    results = await call
+    said = statements[statements.index("load") :]
+
+    assert ["posted"] == words_of(results)
+    assert ["load", "commit"] == said[:2]
+    assert ["BEGIN;", "lock_accounts", "load", "commit", "COMMIT;"] == said[-5:]
+
+
+async def test_locks_are_taken_in_the_order_of_shard_and_account(
+    ledger: Ledger, session: Connection, owner: Connection, credits_dsn: str
+) -> None:
+    """With the n-th account of the order held by another, exactly the ones before it are locked."""
+    names = sorted((f"account-{n}" for n in range(12)), key=lambda name: (shard_of(name), name))
+    await ledger.open_with(10, *names)
+    held = names[6]
+    prober = await connector(credits_dsn)()
+    blocked: asyncio.Future[None] | None = None
+    async with owner.transaction():
+        await owner.execute("SELECT 1 FROM accounts WHERE account_id = $1 FOR UPDATE", held)
+        async with session.transaction():
+            backwards = {AccountId(name): shard_of(name) for name in reversed(names)}
+            blocked = asyncio.ensure_future(LedgerStore().lock_accounts(session, backwards))
+            await wait_until_blocked(prober, session.get_server_pid())
+            free = await prober.fetch(
+                "SELECT account_id FROM accounts ORDER BY shard, account_id FOR UPDATE SKIP LOCKED"
+            )
+            await owner.execute("ROLLBACK AND CHAIN")
+            await blocked
+    await prober.close()
+
+    assert names[7:] == [row["account_id"] for row in free]
+
+
+async def test_the_commit_takes_its_row_locks_in_the_same_order(
+    ledger: Ledger, owner: Connection, credits_dsn: str
+) -> None:
+    names = sorted((f"account-{n}" for n in range(12)), key=lambda name: (shard_of(name), name))
+    await ledger.open_with(10, *names)
+    prober = await connector(credits_dsn)()
+    async with running_ledger(credits_dsn, lanes=1) as other:
+        async with owner.transaction():
+            await owner.execute("SELECT 1 FROM accounts WHERE account_id = $1 FOR UPDATE", names[6])
+            call = asyncio.ensure_future(
+                other.execute(*(consume(name, 1) for name in reversed(names)))
+            )
+            async with asyncio.timeout(10):
+                while not (pid := await blocked_by(prober, owner.get_server_pid())):
+                    await asyncio.sleep(0.002)
+            free = await prober.fetch(
+                "SELECT account_id FROM accounts ORDER BY shard, account_id FOR UPDATE SKIP LOCKED"
+            )
+        assert ["posted"] * 12 == words_of(await call)
+    await prober.close()
+
+    assert pid
+    assert names[7:] == [row["account_id"] for row in free]
+
+
+async def blocked_by(prober: Connection, blocker: int) -> int:
+    pid: int | None = await prober.fetchval(
+        "SELECT pid FROM pg_stat_activity WHERE $1 = ANY(pg_blocking_pids(pid))", blocker
+    )
+    return pid or 0
+
+
+async def wait_until_blocked(prober: Connection, pid: int) -> None:
+    async with asyncio.timeout(10):
+        while not await prober.fetchval("SELECT cardinality(pg_blocking_pids($1))", pid):
+            await asyncio.sleep(0.002)
+
+
+def nodes(plan: dict[str, object]) -> Iterator[dict[str, object]]:
+    yield plan
+    children = plan.get("Plans", [])
+    assert isinstance(children, list)
+    for child in children:
+        yield from nodes(child)
+
+
+async def plan_of(connection: Connection, name: str, *arguments: str) -> list[dict[str, object]]:
+    """Return the nodes of the generic plan of a query; arguments are SQL text."""
+    await connection.execute(f"PREPARE {name} AS {SQL[name]}")
+    text = await connection.fetchval(
+        f"EXPLAIN (FORMAT JSON, COSTS OFF) EXECUTE {name}({', '.join(arguments)})"
+    )
+    return list(nodes(json.loads(text)[0]["Plan"]))
+
+
+EMPTY_COMMIT = ["'{}'"] * 3 + ["now()"]
+EMPTY_LOAD = ["'{}'"] * 2 + [f"'{KEY_RETENTION.total_seconds():.0f} s'"]
+STATEMENTS = {
+    "load": EMPTY_LOAD,
+    "lock_accounts": ["'{}'", "'{}'"],
+    "commit": EMPTY_COMMIT,
+    "transactions_by_key": ["'{}'"] * 4,
+    "account": ["1", "'ann'"],
+    "history": ["1", "'ann'", "0", "100"],
+    "accounts_after": ["1", "'ann'", "200"],
+    "chain": ["1", "'ann'"],
+}
+
+
+@pytest.fixture(params=[False, True], ids=["unknown", "analyzed"])
+async def statistics(request: pytest.FixtureRequest, ledger: Ledger, owner: Connection) -> None:
+    """Either the server knows nothing of the tables, or it knows that they are tiny."""
+    if request.param:
+        await ledger.open_with(100, *(f"account-{number}" for number in range(50)))
+        await owner.execute("ANALYZE")
+
+
+@pytest.mark.usefixtures("statistics")
+@pytest.mark.parametrize("name", STATEMENTS)
+async def test_every_statement_finds_its_rows_by_index_however_little_is_known_of_the_table(
+    session: Connection, name: str
+) -> None:
+    found = await plan_of(session, name, *STATEMENTS[name])
+    kinds = {str(node["Node Type"]) for node in found}
+
+    assert {"Index Scan", "Index Only Scan"} & kinds
+    assert not {"Seq Scan", "Bitmap Heap Scan", "Hash Join", "Merge Join", "Gather"} & kinds
+    for node in found:
+        if node["Node Type"] in {"Index Scan", "Index Only Scan"}:
+            # Partitions have an index of their own name; all begin with the shard.
+            assert "shard" in str(node.get("Index Cond", "shard"))
+
+
+async def test_a_key_is_looked_for_in_the_partitions_of_its_lifetime_only(
+    session: Connection,
+) -> None:
+    """Eight partitions of keys exist; 25 hours back and ahead leave three."""
+    await session.execute(f"PREPARE looked AS {SQL['load']}")
+    plan = await session.fetchval(
+        f"EXPLAIN (ANALYZE, FORMAT JSON, COSTS OFF) EXECUTE looked({', '.join(EMPTY_LOAD)})"
+    )
+    found = list(nodes(json.loads(plan)[0]["Plan"]))
+    removed = [node["Subplans Removed"] for node in found if node.get("Subplans Removed")]
+    scanned = {
+        str(node["Relation Name"])
+        for node in found
+        if str(node.get("Relation Name", "")).startswith("idempotency_keys_")
+    }
+
+    assert len(scanned) in {2, 3}
+    assert [8 - len(scanned)] == removed
