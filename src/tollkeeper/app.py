@@ -11,20 +11,22 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+import msgspec
 import uvicorn
 import uvloop
 from litestar import Litestar, Response, get
 from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import SecurityScheme
+from litestar.openapi.spec import Tag
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
 from tollkeeper import __version__
 from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
 from tollkeeper.config import Settings
-from tollkeeper.credits.api import BODIES, CreditsApi
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
+from tollkeeper.credits.api import CreditsApi
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
@@ -32,7 +34,13 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.middleware import BodyLimit
-from tollkeeper.web.openapi import body_components
+from tollkeeper.web.openapi import (
+    SECURITY,
+    Answer,
+    RouteFacts,
+    document_components,
+    documented,
+)
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
 
@@ -47,6 +55,47 @@ READY_TIMEOUT_S = 1.0
 
 PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLEMS}
 """Every problem this service can answer."""
+
+TAGS = {
+    "accounts": "What holds credits. An account belongs to one tenant.",
+    "transactions": "What moves credits. Each is one immutable row of the ledger.",
+    "audit": "Whether the ledger is what it must be.",
+    "service": "For probes and monitoring. These need no key.",
+}
+"""The groups of the reference page, in its order."""
+
+
+class HealthView(msgspec.Struct):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class ReadinessView(msgspec.Struct):
+    """Whether this process should get traffic; `faults` says by name what is missing."""
+
+    ready: bool
+    faults: dict[str, str]
+
+
+_HEALTH = RouteFacts(
+    summary="Is the process alive?",
+    tag="service",
+    answers={200: Answer(description="it lives", view=HealthView)},
+)
+_READY = RouteFacts(
+    summary="Should it get traffic?",
+    tag="service",
+    answers={
+        200: Answer(description="yes", view=ReadinessView),
+        503: Answer(description="no, and why", view=ReadinessView),
+    },
+)
+_METRICS = RouteFacts(
+    summary="Read the metrics",
+    tag="service",
+    answers={200: Answer(description="Prometheus text")},
+)
 
 
 @dataclass(slots=True)
@@ -81,34 +130,39 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     """Return the credits service as an ASGI application around a running `runtime`."""
     api = CreditsApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
 
-    @get("/health", summary="Is the process alive?", tags=["operations"])
+    @get("/health", operation_class=documented(_HEALTH, PROBLEMS))
     async def health() -> ASGIResponse:
-        """Answer without touching anything else."""
+        """Say that the process lives, without touching anything else."""
         return ASGIResponse(body=b'{"status":"ok"}', media_type="application/json")
 
-    @get("/health/ready", summary="Should it get traffic?", tags=["operations"])
-    async def ready() -> Response[dict[str, object]]:
+    @get("/health/ready", operation_class=documented(_READY, PROBLEMS))
+    async def ready() -> Response[ReadinessView]:
         """Check database, schema version and API keys; 503 names what is missing."""
         faults = await readiness.faults()
-        return Response({"ready": not faults, "faults": faults}, status_code=503 if faults else 200)
+        return Response(
+            ReadinessView(ready=not faults, faults=faults), status_code=503 if faults else 200
+        )
 
-    @get("/metrics", summary="Prometheus text", tags=["operations"])
+    @get("/metrics", operation_class=documented(_METRICS, PROBLEMS))
     async def metrics() -> ASGIResponse:
-        """Return the instruments of this process."""
+        """Return the instruments of this process, as Prometheus scrapes them."""
         text, content_type = exposition(runtime.registry)
         return ASGIResponse(body=text, media_type=content_type)
 
+    handlers = [*api.routes(), health, ready, metrics]
     application = Litestar(
-        route_handlers=[*api.routes(), health, ready, metrics],
+        route_handlers=handlers,
         exception_handlers=exception_handlers(PROBLEMS),
         openapi_config=OpenAPIConfig(
             title="Tollkeeper credits",
             version=__version__,
-            description="Prepaid credits that cannot go negative.",
-            components=body_components(
-                BODIES, {"key": SecurityScheme(type="http", scheme="bearer")}
-            ),
-            security=[{"key": []}],
+            description="Prepaid credits that cannot go negative. Amounts are whole numbers of "
+            "minor units; bodies are JSON; lists page by cursor.",
+            tags=[Tag(name=name, description=text) for name, text in TAGS.items()],
+            components=document_components(handlers),
+            security=[{SECURITY: []}],
+            use_handler_docstrings=True,
+            operation_id_creator=lambda handler, _method, _path: handler.handler_name,
         ),
         logging_config=None,
         request_max_body_size=None,  # BodyLimit is outside

@@ -1,44 +1,50 @@
-"""The ledger over HTTP: routes, bodies, answers, and which error is which problem.
+"""The ledger over HTTP: routes, what each can answer, and which error is which problem.
 
 Handlers take the raw request and answer bytes: with Litestar's own decoding and encoding a request
-costs 24.8 µs in the framework, so 16.3 µs (measured in process). What a body must be is said once,
-by the structs here; the OpenAPI document is made from the same structs.
+costs 24.8 µs in the framework, so 16.3 µs (measured in process). Bodies and answers are the structs
+of `messages.py`; what stands in the OpenAPI document is said in the `RouteFacts` here.
 """
-
-from typing import Annotated
 
 import msgspec
 from litestar import Request, get, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
-from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 from litestar.params import FromQuery
 from litestar.response.base import ASGIResponse
-from msgspec import Meta
 
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.engine import Result
-from tollkeeper.credits.model import (
-    BATCH_LIMIT,
-    Account,
-    Fault,
-    Kind,
-    Opened,
-    Operation,
-    Posted,
-    Transaction,
-    Verification,
+from tollkeeper.credits.messages import (
+    ID_RULE,
+    AccountView,
+    BatchAnswer,
+    BatchBody,
+    BatchResult,
+    ConsumeItem,
+    HistoryPage,
+    MovementBody,
+    OpenAccountBody,
+    OpenItem,
+    TopupItem,
+    TransactionView,
+    VerificationView,
+    VerifyBody,
+    account_view,
+    history_item,
+    transaction_view,
 )
+from tollkeeper.credits.model import Kind, Opened, Operation, Posted, Verification
 from tollkeeper.credits.service import PAGE_LIMIT, CreditsService
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.ids import EntropySource
 from tollkeeper.kernel.principal import Principal, Scope
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
-from tollkeeper.web.idempotency import idempotency_key
-from tollkeeper.web.openapi import BodyOperation, body_operation
+from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
+from tollkeeper.web.idempotency import MAX_KEY_LENGTH, idempotency_key
+from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, RouteFacts, documented
 from tollkeeper.web.problem import URN, ProblemKind, ProblemTable, problem_of
 
 PROBLEMS: ProblemTable = {
@@ -69,164 +75,11 @@ PROBLEMS: ProblemTable = {
     ),
 }
 
-Identifier = Annotated[
-    str,
-    Meta(
-        pattern=requests.ID_PATTERN,
-        description="1 to 128 letters, digits or `._~:@!$&'()*+,;=|-`; a letter or digit first",
-        examples=["acme-prod"],
-    ),
-]
-Amount = Annotated[
-    int, Meta(ge=1, le=MAX_AMOUNT_MINOR, description="minor units, 63 bits", examples=[250])
-]
-Description = Annotated[
-    str | None, Meta(description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever")
-]
-AnyValue = Annotated[object, Meta(extra_json_schema={"description": "any JSON value"})]
-Metadata = Annotated[
-    dict[str, AnyValue] | None,
-    Meta(description=f"a JSON object of at most {requests.METADATA_LIMIT_BYTES} bytes"),
-]
-
-
-class OpenAccountBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Open an account for a tenant."""
-
-    account_id: Identifier
-    tenant_id: Identifier
-
-
-class MovementBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Top up or consume."""
-
-    amount: Amount
-    description: Description = None
-    metadata: Metadata = None
-
-
-class OpenItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="open"):
-    """An operation of a batch: open an account."""
-
-    account_id: Identifier
-    tenant_id: Identifier
-
-
-class _MovementItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op"):
-    account_id: Identifier
-    idempotency_key: Annotated[str, Meta(pattern=requests.KEY_PATTERN)]
-    amount: Amount
-    description: Description = None
-    metadata: Metadata = None
-
-
-class TopupItem(_MovementItem, tag="topup"):
-    """An operation of a batch: top up."""
-
-
-class ConsumeItem(_MovementItem, tag="consume"):
-    """An operation of a batch: consume."""
-
-
-class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Independent operations, decided in this order."""
-
-    operations: Annotated[
-        list[OpenItem | TopupItem | ConsumeItem], Meta(min_length=1, max_length=BATCH_LIMIT)
-    ]
-
-
-class VerifyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Verify one account, or a slice of all behind the cursor `after`."""
-
-    account_id: Identifier | None = None
-    after: Identifier | None = None
-
-
-class AccountView(msgspec.Struct):
-    """An account; amounts in minor units, `version` is the sequence of its last transaction."""
-
-    account_id: str
-    tenant_id: str
-    balance: int
-    reserved: int
-    available: int
-    version: int
-    head_hash: str
-    created_at: str
-
-
-class TransactionView(msgspec.Struct):
-    """A transaction; `balance`, `reserved`, `available` are the state after it."""
-
-    transaction_id: str
-    account_id: str
-    kind: Kind
-    amount: int
-    balance: int
-    reserved: int
-    available: int
-    sequence: int
-    hash: str
-    created_at: str
-
-
-class HistoryItem(TransactionView):
-    """A transaction as a history shows it."""
-
-    description: str | None
-    metadata: msgspec.Raw | None
-
-
-class HistoryPage(msgspec.Struct):
-    """Transactions, oldest first; `next` is the cursor of the next page, null on the last."""
-
-    items: list[HistoryItem]
-    next: str | None
-
-
-class BatchResult(msgspec.Struct, omit_defaults=True):
-    """What became of one operation: `status` is what it would have answered alone."""
-
-    status: int
-    replayed: bool = False
-    transaction: TransactionView | None = None
-    account: AccountView | None = None
-    problem: dict[str, object] | None = None
-
-
-class BatchAnswer(msgspec.Struct):
-    """One result per operation, in order."""
-
-    results: list[BatchResult]
-
-
-class VerificationView(msgspec.Struct):
-    """What was checked and found; `next` continues behind this slice, null at the end."""
-
-    accounts: int
-    transactions: int
-    topped_up: int
-    consumed: int
-    balance: int
-    faults: tuple[Fault, ...]
-    more_faults: bool
-    next: str | None
-
-
-BODIES = (OpenAccountBody, MovementBody, BatchBody, VerifyBody)
-"""Bodies that stand in the OpenAPI document."""
+PAGE_DEFAULT = 100
+"""Transactions in a page of a history that does not ask for another number."""
 
 _ENCODER = msgspec.json.Encoder()
 _REPLAYED = {"Idempotent-Replayed": "true"}
-_KEY_HEADER = Parameter(
-    name="Idempotency-Key",
-    param_in="header",
-    required=True,
-    description="1 to 255 visible ASCII characters, unique to this request on this account; "
-    "UUIDv7 is best. The same key and request again answer as the first time.",
-    schema=Schema(type=OpenAPIType.STRING, min_length=1, max_length=255),
-)
 _AnyRequest = Request[None, None, State]
 
 
@@ -246,25 +99,22 @@ class CreditsApi:
 
     def routes(self) -> list[HTTPRouteHandler]:
         """Return the route handlers."""
+        account, said = "/v1/accounts/{account_id:str}", self._said
         return [
-            post("/v1/accounts", operation_class=body_operation(OpenAccountBody),
-                 responses=_answers(AccountView, 201, 200, 400, 409))(self.open_account),
-            get("/v1/accounts/{account_id:str}",
-                responses=_answers(AccountView, 200, 404))(self.account),
-            post("/v1/accounts/{account_id:str}/topups", operation_class=_money_operation(),
-                 responses=_answers(TransactionView, 201, 400, 404, 422, 503))(self.top_up),
-            post("/v1/accounts/{account_id:str}/consumptions", operation_class=_money_operation(),
-                 responses=_answers(TransactionView, 201, 400, 402, 404, 422, 503))(self.consume),
-            get("/v1/accounts/{account_id:str}/transactions",
-                responses=_answers(HistoryPage, 200, 400, 404))(self.history),
-            post("/v1/batch", operation_class=body_operation(BatchBody),
-                 responses=_answers(BatchAnswer, 200, 400, 413, 503))(self.batch),
-            post("/v1/audit/verify", operation_class=body_operation(VerifyBody),
-                 responses=_answers(VerificationView, 200, 400, 404, 429))(self.verify),
-        ]  # fmt: skip
+            post("/v1/accounts", operation_class=said(_OPEN))(self.open_account),
+            get(account, operation_class=said(_READ))(self.read_account),
+            post(f"{account}/topups", operation_class=said(_TOP_UP))(self.top_up),
+            post(f"{account}/consumptions", operation_class=said(_CONSUME))(self.consume),
+            get(f"{account}/transactions", operation_class=said(_HISTORY))(self.read_history),
+            post("/v1/batch", operation_class=said(_BATCH))(self.batch),
+            post("/v1/audit/verify", operation_class=said(_VERIFY))(self.verify),
+        ]
 
     async def open_account(self, request: _AnyRequest) -> ASGIResponse:
-        """Open an account; opening it again for the same tenant answers 200 and changes nothing."""
+        """Open an account for a tenant.
+
+        Opening it again for the same tenant changes nothing and answers 200; for another, 409.
+        """
         principal = authorize(request.scope, Scope.CREDITS_WRITE)
         body = decode_body(self._open_decoder, await read_body(request.receive))
         _check_tenant(principal, body.tenant_id)
@@ -274,7 +124,7 @@ class CreditsApi:
         assert isinstance(opened, Opened)
         return _answer(account_view(opened.account), 201 if opened.created else 200)
 
-    async def account(self, request: _AnyRequest) -> ASGIResponse:
+    async def read_account(self, request: _AnyRequest) -> ASGIResponse:
         """Read an account as it stands."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
@@ -282,18 +132,25 @@ class CreditsApi:
         return _answer(account_view(account), 200)
 
     async def top_up(self, request: _AnyRequest) -> ASGIResponse:
-        """Add credits to an account."""
+        """Add credits to an account.
+
+        The `Idempotency-Key` makes a retry safe: the same key and request again change nothing
+        and answer as the first time.
+        """
         return await self._move(request, Kind.TOPUP)
 
     async def consume(self, request: _AnyRequest) -> ASGIResponse:
-        """Spend credits of an account, if it has them."""
+        """Spend credits of an account, if it has them; a balance never goes below zero.
+
+        A refusal changes nothing and keeps no key: the same key may be tried again.
+        """
         return await self._move(request, Kind.CONSUME)
 
-    async def history(
+    async def read_history(
         self,
         request: _AnyRequest,
         after: FromQuery[str | None] = None,
-        limit: FromQuery[str] = "100",
+        limit: FromQuery[str] = str(PAGE_DEFAULT),
     ) -> ASGIResponse:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
@@ -308,7 +165,11 @@ class CreditsApi:
         return _answer(HistoryPage([history_item(t) for t in page], following), 200)
 
     async def batch(self, request: _AnyRequest) -> ASGIResponse:
-        """Decide up to 10,000 independent operations, in order; each has its own result."""
+        """Decide up to 10,000 operations, in order.
+
+        Each has its own result, so the answer is 200 also when some were refused. A body with a
+        fault in any operation is refused whole, before anything is done.
+        """
         principal = authorize(request.scope, Scope.CREDITS_WRITE)
         body = decode_body(self._batch_decoder, await read_body(request.receive))
         operations = [
@@ -318,7 +179,10 @@ class CreditsApi:
         return _answer(BatchAnswer([self._result(result) for result in results]), 200)
 
     async def verify(self, request: _AnyRequest) -> ASGIResponse:
-        """Check hash chains and balances of one account, or of a slice of all."""
+        """Check the hash chain and balances of one account, or of a slice of all.
+
+        Without `account_id`, send `next` as `after` until it is null: that was the whole ledger.
+        """
         principal = authorize(request.scope, Scope.CREDITS_READ)
         raw = await read_body(request.receive)
         body = decode_body(self._verify_decoder, raw or b"{}")
@@ -352,11 +216,14 @@ class CreditsApi:
             transaction_view(posted.transaction), 201, _REPLAYED if posted.replayed else None
         )
 
+    def _said(self, facts: RouteFacts) -> type[DocumentedOperation]:
+        return documented(facts, self._problems)
+
     def _operation(
         self, item: OpenItem | TopupItem | ConsumeItem, principal: Principal, index: int
     ) -> Operation:
         if isinstance(item, OpenItem):
-            _check_tenant(principal, item.tenant_id)
+            _check_tenant(principal, item.tenant_id, place=f"operations[{index}].")
             return requests.open_account(item.account_id, item.tenant_id)
         return requests.movement(
             kind=Kind.TOPUP if type(item) is TopupItem else Kind.CONSUME,
@@ -381,43 +248,11 @@ class CreditsApi:
         return BatchResult(status=problem.status, problem=problem.document())
 
 
-def account_view(account: Account) -> AccountView:
-    """Return an account as the API shows it."""
-    return AccountView(
-        account_id=account.account_id, tenant_id=account.tenant_id, balance=account.balance,
-        reserved=account.reserved, available=account.available, version=account.version,
-        head_hash=account.head_hash.hex(), created_at=_iso(account),
-    )  # fmt: skip
-
-
-def transaction_view(transaction: Transaction) -> TransactionView:
-    """Return a transaction as the answer to a money write shows it."""
-    return TransactionView(
-        transaction_id=str(transaction.transaction_id), account_id=transaction.account_id,
-        kind=transaction.kind, amount=transaction.amount, balance=transaction.balance,
-        reserved=transaction.reserved, available=transaction.balance - transaction.reserved,
-        sequence=transaction.sequence, hash=transaction.hash.hex(), created_at=_iso(transaction),
-    )  # fmt: skip
-
-
-def history_item(transaction: Transaction) -> HistoryItem:
-    """Return a transaction as a history shows it."""
-    view = transaction_view(transaction)
-    metadata = transaction.metadata
-    return HistoryItem(
-        **{name: getattr(view, name) for name in TransactionView.__struct_fields__},
-        description=transaction.description,
-        metadata=None if metadata is None else msgspec.Raw(metadata.encode()),
-    )
-
-
-def _iso(value: Account | Transaction) -> str:
-    return value.created_at.isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _check_tenant(principal: Principal, tenant_id: str) -> None:
+def _check_tenant(principal: Principal, tenant_id: str, place: str = "") -> None:
     if principal.tenant_id is not None and principal.tenant_id != tenant_id:
-        raise requests.invalid("tenant_id", f"this key is bound to tenant {principal.tenant_id}")
+        raise requests.invalid(
+            f"{place}tenant_id", f"this key is bound to tenant {principal.tenant_id}"
+        )
 
 
 def _whole_number(field: str, text: str, least: int, most: int) -> int:
@@ -439,27 +274,137 @@ def _answer(
     )
 
 
-def _money_operation() -> type[BodyOperation]:
-    return body_operation(MovementBody, parameters=(_KEY_HEADER,))
-
-
-def _answers(view: type[msgspec.Struct], *statuses: int) -> dict[int, ResponseSpec]:
-    """Describe a route's answers: the view for success, a problem for everything else."""
-    return {
-        status: ResponseSpec(
-            data_container=view if status < 400 else ProblemView,
-            generate_examples=False,
-            description="" if status < 400 else "see `type` and `detail`",
-            media_type="application/json" if status < 400 else "application/problem+json",
-        )
-        for status in statuses
+_ACCOUNT_ID = Parameter(
+    name="account_id",
+    param_in="path",
+    required=True,
+    description=ID_RULE,
+    schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
+    example="acme-prod",
+)
+_AFTER = Parameter(
+    name="after",
+    param_in="query",
+    required=False,
+    description="`next` of the page before; left out: from the start",
+    schema=Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,19}$"),
+)
+_LIMIT = Parameter(
+    name="limit",
+    param_in="query",
+    required=False,
+    description="transactions in the page",
+    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=PAGE_LIMIT, default=PAGE_DEFAULT),
+    example=10,
+)
+_REPLAYED_HEADER: dict[str, dict[str, object]] = {
+    "Idempotent-Replayed": {
+        "description": "present when the key was known: this is the first time's answer",
+        "schema": {"type": "string", "const": "true"},
     }
+}
 
 
-class ProblemView(msgspec.Struct):
-    """A problem (RFC 9457); more members carry the facts."""
+def _key_header(example: str) -> Parameter:
+    return Parameter(
+        name="Idempotency-Key",
+        param_in="header",
+        required=True,
+        description="names this request on this account; visible ASCII, a UUIDv7 is best. "
+        "Send the same key again when no answer came",
+        schema=Schema(
+            type=OpenAPIType.STRING,
+            pattern=requests.KEY_PATTERN,
+            min_length=1,
+            max_length=MAX_KEY_LENGTH,
+        ),
+        example=example,
+    )
 
-    type: str
-    title: str
-    status: int
-    detail: str | None = None
+
+def _movement(
+    summary: str, key: str, example: dict[str, object], *more: type[errors.Refusal]
+) -> RouteFacts:
+    return RouteFacts(
+        summary=summary,
+        tag="transactions",
+        scope=Scope.CREDITS_WRITE,
+        parameters=(_ACCOUNT_ID, _key_header(key)),
+        body=Body(struct=MovementBody, example=example),
+        answers={
+            201: Answer(
+                description="done: the transaction, and the account's state after it",
+                view=TransactionView,
+                headers=_REPLAYED_HEADER,
+            )
+        },
+        problems=(
+            errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid,
+            errors.AccountNotFound, errors.KeyReused, errors.KeyExpired, *more,
+        ),
+    )  # fmt: skip
+
+
+_OPEN = RouteFacts(
+    summary="Open an account",
+    tag="accounts",
+    scope=Scope.CREDITS_WRITE,
+    body=Body(struct=OpenAccountBody, example={"account_id": "acme-prod", "tenant_id": "acme"}),
+    answers={
+        201: Answer(description="opened", view=AccountView),
+        200: Answer(description="it was open already, for the same tenant", view=AccountView),
+    },
+    problems=(errors.AccountTaken,),
+)
+_READ = RouteFacts(
+    summary="Read an account",
+    tag="accounts",
+    scope=Scope.CREDITS_READ,
+    parameters=(_ACCOUNT_ID,),
+    answers={200: Answer(description="the account", view=AccountView)},
+    problems=(errors.InvalidRequest, errors.AccountNotFound),
+)
+_TOP_UP = _movement(
+    "Top up",
+    "purchase-1",
+    {"amount": 10_000, "description": "first purchase"},
+    errors.BalanceTooLarge,
+)
+_CONSUME = _movement(
+    "Consume",
+    "usage-1",
+    {"amount": 250, "metadata": {"model": "small"}},
+    errors.InsufficientCredits,
+)
+_HISTORY = RouteFacts(
+    summary="Read an account's transactions",
+    tag="transactions",
+    scope=Scope.CREDITS_READ,
+    parameters=(_ACCOUNT_ID, _AFTER, _LIMIT),
+    answers={200: Answer(description="a page, oldest first", view=HistoryPage)},
+    problems=(errors.InvalidRequest, errors.AccountNotFound),
+)
+_BATCH = RouteFacts(
+    summary="Run a batch of operations",
+    tag="transactions",
+    scope=Scope.CREDITS_WRITE,
+    body=Body(
+        struct=BatchBody,
+        example={
+            "operations": [
+                {"op": "open", "account_id": "acme-test", "tenant_id": "acme"},
+                {"op": "topup", "account_id": "acme-test", "idempotency_key": "b1", "amount": 500},
+                {"op": "consume", "account_id": "acme-test", "idempotency_key": "b2", "amount": 20},
+            ]
+        },
+    ),
+    answers={200: Answer(description="one result per operation, in order", view=BatchAnswer)},
+)
+_VERIFY = RouteFacts(
+    summary="Verify the ledger",
+    tag="audit",
+    scope=Scope.CREDITS_READ,
+    body=Body(struct=VerifyBody, example={"account_id": "acme-prod"}, is_required=False),
+    answers={200: Answer(description="what was checked and found", view=VerificationView)},
+    problems=(errors.AccountNotFound, errors.VerificationRunning),
+)

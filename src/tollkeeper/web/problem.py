@@ -60,6 +60,13 @@ ProblemTable = Mapping[type[TollkeeperError], ProblemKind]
 
 INTERNAL = ProblemKind(500, URN + "internal-error", "Internal error", private=True)
 
+ROUTE_NOT_FOUND = ProblemKind(404, URN + "route-not-found", "No such route")
+METHOD_NOT_ALLOWED = ProblemKind(405, URN + "method-not-allowed", "Method Not Allowed")
+FRAMEWORK_PROBLEMS = (ROUTE_NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL)
+"""What any service can answer before or beside its own errors."""
+
+_FRAMEWORK_KINDS = {kind.status: kind for kind in FRAMEWORK_PROBLEMS}
+
 SHARED_PROBLEMS: ProblemTable = {
     NotAuthenticated: ProblemKind(401, URN + "not-authenticated", "Not authenticated"),
     ScopeMissing: ProblemKind(403, URN + "scope-missing", "The key does not allow this"),
@@ -206,12 +213,10 @@ def _framework_problem(error: HTTPException, table: ProblemTable) -> Problem:
     if status == 400:
         return problem_of(RequestInvalid(errors=_faults_of(error)), table)
     phrase = HTTPStatus(status).phrase
-    slug = "route-not-found" if status == 404 else phrase.lower().replace(" ", "-")
+    slug = phrase.lower().replace(" ", "-")
+    kind = _FRAMEWORK_KINDS.get(status) or ProblemKind(status, URN + slug, phrase)
     return Problem(
-        status=status,
-        type=URN + slug,
-        title="No such route" if status == 404 else phrase,
-        headers=dict(error.headers or {}),
+        status=status, type=kind.type, title=kind.title, headers=dict(error.headers or {})
     )
 
 
