@@ -17,8 +17,6 @@ import msgspec
 import uvicorn
 import uvloop
 from litestar import Litestar, Response, get
-from litestar.openapi import OpenAPIConfig
-from litestar.openapi.spec import Tag
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp
 
@@ -34,14 +32,9 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.middleware import BodyLimit
-from tollkeeper.web.openapi import (
-    SECURITY,
-    Answer,
-    RouteFacts,
-    document_components,
-    documented,
-)
+from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
+from tollkeeper.web.reference import reference
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
 
 BACKLOG = 2_048
@@ -153,16 +146,14 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     application = Litestar(
         route_handlers=handlers,
         exception_handlers=exception_handlers(PROBLEMS),
-        openapi_config=OpenAPIConfig(
+        openapi_config=reference(
             title="Tollkeeper credits",
             version=__version__,
             description="Prepaid credits that cannot go negative. Amounts are whole numbers of "
             "minor units; bodies are JSON; lists page by cursor.",
-            tags=[Tag(name=name, description=text) for name, text in TAGS.items()],
-            components=document_components(handlers),
-            security=[{SECURITY: []}],
-            use_handler_docstrings=True,
-            operation_id_creator=lambda handler, _method, _path: handler.handler_name,
+            tags=TAGS,
+            handlers=handlers,
+            problems=PROBLEMS,
         ),
         logging_config=None,
         request_max_body_size=None,  # BodyLimit is outside
