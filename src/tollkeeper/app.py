@@ -31,6 +31,7 @@ from tollkeeper.migrate.service import pending
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
+from tollkeeper.web.connection import LimitedConnection
 from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
@@ -203,7 +204,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         config = uvicorn.Config(
             build_credits_app(runtime, readiness),
             loop="uvloop",
-            http="httptools",
+            http=LimitedConnection,
             ws="none",
             lifespan="off",
             log_config=None,
