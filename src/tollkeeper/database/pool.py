@@ -9,7 +9,7 @@ Every change of state is synchronous and ends in `_settle`, which restores the i
 - idle + held + opening + closing connections never exceed the size, except after it was reduced,
   when the surplus is retired as it becomes idle;
 - who waits can be served by a connection that is held, being opened, or opened after a rest; when
-  an open fails and no other connection exists, everyone who waits is refused.
+  an open fails and no other connection existed beside it, everyone who waits is refused.
 There is no lock. Opening and closing happen in tasks of their own, so that a caller who is
 cancelled leaks no connection and strands nobody.
 """
@@ -75,7 +75,8 @@ class Pool:
         self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # removal anywhere is O(1)
         self._idle: deque[Connection] = deque()  # the most recently used at the right end
         self._held: set[Connection] = set()
-        self._opening: set[asyncio.Future[Connection]] = set()
+        # Each attempt, and whether there were other connections when it began.
+        self._opening: dict[asyncio.Future[Connection], bool] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._pause: asyncio.TimerHandle | None = None
         self._all_returned = asyncio.Event()
@@ -222,7 +223,7 @@ class Pool:
             self._hand_out(self._idle.pop())
         while self._may_open():
             task = asyncio.ensure_future(self._connect())
-            self._opening.add(task)
+            self._opening[task] = bool(self._held or self._closing)
             task.add_done_callback(self._opened)
 
     def _hand_out(self, connection: Connection) -> None:
@@ -248,15 +249,17 @@ class Pool:
         return is_wanted and not is_resting and self._kept() + len(self._closing) < self._size
 
     def _opened(self, task: asyncio.Future[Connection]) -> None:
-        self._opening.discard(task)
+        had_company = self._opening.pop(task)
         failure = asyncio.CancelledError() if task.cancelled() else task.exception()
         if failure is None:
             self._opened_total += 1
             self._idle.append(task.result())
             if not self._is_open:
                 self._retire(self._idle.pop())
-        elif self._held or self._opening or self._closing:
-            self._rest()  # one of these may serve who waits, or make room at the server
+        elif self._held or self._opening or self._closing or had_company:
+            # One of these may serve who waits, or make room at the server, or has just made it:
+            # only an open that was refused while it was alone is the last word.
+            self._rest()
         else:
             self._refuse_all(failure)
         self._settle()

@@ -479,6 +479,40 @@ async def test_last_working_connection_lost_while_opening_rests_strands_nobody(
     await observer.execute(f"DROP ROLE {role}")
 
 
+async def test_an_open_refused_for_a_connection_that_is_gone_meanwhile_refuses_nobody(
+    observer: Connection, empty_dsn: str
+) -> None:
+    """The refusal arrives last, when nothing is left that could serve: its cause is gone, too."""
+    role = f"late_{observer.get_server_pid()}"
+    await observer.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 1")
+    connect = connector(empty_dsn.replace("tollkeeper@", f"{role}@"))
+    is_refused, may_arrive = asyncio.Event(), asyncio.Event()
+
+    async def connect_with_late_refusals() -> Connection:
+        try:
+            return await connect()
+        except DatabaseUnavailable:
+            is_refused.set()
+            await may_arrive.wait()
+            raise
+
+    pool = Pool(connect_with_late_refusals, size=2, clock=SystemClock())
+    held = await pool.acquire()
+    behind = asyncio.create_task(ask(pool))
+    await is_refused.wait()
+    await pool.release(held, discard=True)
+
+    async def nothing_is_left() -> bool:
+        return pool.counters().open == 0
+
+    await eventually(nothing_is_left)
+    may_arrive.set()
+
+    assert await behind == 1
+    await pool.drain(DEADLINE_S)
+    await observer.execute(f"DROP ROLE {role}")
+
+
 async def test_releasing_twice_is_our_mistake(make_pool: MakePool) -> None:
     pool = make_pool(1)
     connection = await pool.acquire()
