@@ -7,6 +7,8 @@ every PostgreSQL that is installed here.
 
 import asyncio
 import itertools
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +27,11 @@ from tollkeeper.migrate.service import migrate
 settings.register_profile("tollkeeper", deadline=None)
 settings.load_profile("tollkeeper")
 
+MEMORY = Path("/dev/shm")
+MEMORY_NEEDED_BYTES = 4 * 1024**3
+"""Databases of tests are kept in memory where it has this much room: a clone takes 0.02 s there,
+0.3 s on a disk. The server is the same, and syncs what it writes."""
+
 
 class Databases:
     """Makes and drops the databases of one server; blocking, callable from any test."""
@@ -39,7 +46,8 @@ class Databases:
         """Lend the DSN of a new database: empty, or a clone with all migrations of `template`."""
         source = "template1" if template is None else self._migrated(template)
         name = f"test_{next(self._numbers)}"
-        self._execute(f"CREATE DATABASE {name} TEMPLATE {source}")
+        # By file: with the copy written to the WAL, too, a clone takes four times as long.
+        self._execute(f"CREATE DATABASE {name} TEMPLATE {source} STRATEGY file_copy")
         try:
             yield self._server.dsn(name)
         finally:
@@ -75,11 +83,19 @@ async def _execute(dsn: str, statement: str) -> None:
         await connection.close()
 
 
+def fastest_folder() -> Path | None:
+    """Return a folder in memory with room for databases; None for the usual one."""
+    has_memory = os.access(MEMORY, os.W_OK) and (
+        shutil.disk_usage(MEMORY).free >= MEMORY_NEEDED_BYTES
+    )
+    return MEMORY if has_memory else None
+
+
 @contextmanager
 def temporary_server(binaries: Path | None = None) -> Iterator[EmbeddedServer]:
     """Lend a server in a directory that is removed afterwards."""
     with (
-        tempfile.TemporaryDirectory(prefix="tollkeeper-test-") as directory,
+        tempfile.TemporaryDirectory(prefix="tollkeeper-test-", dir=fastest_folder()) as directory,
         EmbeddedServer.start(Path(directory), binaries=binaries) as server,
     ):
         yield server
