@@ -175,6 +175,7 @@ def test_a_history_is_paged_through(api: httpx.Client, ann: str) -> None:
         ("limit=", "limit"), ("limit=1.0", "limit"), ("limit=%D9%A1", "limit"),
         ("limit=" + "9" * 5_000, "limit"), ("after=-1", "after"), ("after=x", "after"),
         ("after=" + "9" * 19, "after"), ("after=%00", "after"), ("after=%FF", "after"),
+        ("after=", "after"),
     ],
 )  # fmt: skip
 def test_a_page_that_cannot_be_is_named(

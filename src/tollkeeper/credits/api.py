@@ -155,7 +155,7 @@ class CreditsApi:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        behind = _whole_number("after", after or "0", 0, MAX_AMOUNT_MINOR)
+        behind = _whole_number("after", "0" if after is None else after, 0, MAX_AMOUNT_MINOR)
         count = _whole_number("limit", limit, 1, PAGE_LIMIT)
         found = await self._service.history(
             account_id, principal.tenant_id, after=behind, limit=count + 1
