@@ -44,7 +44,7 @@ check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
 bench: $(STAMP) ## the figures of the README, measured here (ARGS=--quick: a first look)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(STAMP) ## growth to ten million transactions (about half an hour)
+soak: $(STAMP) ## growth to ten million transactions
 	@$(BIN)/python -m benchmarks --only growth $(ARGS)
 
 lock: $(STAMP) ## resolve requirements.lock anew
