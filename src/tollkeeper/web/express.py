@@ -1,0 +1,46 @@
+"""Answers a service's busiest routes without the framework's routing and handler layers.
+
+Plain ASGI between authentication and Litestar: `POST {prefix}{name}{suffix}` goes straight to its
+answer; everything else passes on. Litestar knows the same routes, with the same answers, for the
+OpenAPI document and for paths written in another way (a trailing slash).
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from litestar.response.base import ASGIResponse
+from litestar.types import ASGIApp, Receive, Scope, Send
+
+from tollkeeper.web.problem import ProblemTable, log_failure, problem_of, send_problem
+
+Answering = Callable[[Scope, Receive, str], Awaitable[ASGIResponse]]
+"""Answers a request; the last argument is the name in its path. Raises what the table knows."""
+
+
+class Express:
+    """Answers `POST {prefix}{name}/{ending}` for the endings in `routes`."""
+
+    __slots__ = ("_app", "_prefix", "_problems", "_routes")
+
+    def __init__(
+        self, app: ASGIApp, *, prefix: str, routes: Mapping[str, Answering], problems: ProblemTable
+    ) -> None:
+        self._app = app
+        self._prefix = prefix
+        self._routes = routes
+        self._problems = problems
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or pass on."""
+        name, _, ending = scope["path"][len(self._prefix) :].partition("/")
+        answering = self._routes.get(ending)
+        if answering is None or scope["method"] != "POST" or not scope["path"].startswith(self._prefix):
+            await self._app(scope, receive, send)
+            return
+        try:
+            response = await answering(scope, receive, name)
+        except Exception as error:  # noqa: BLE001  # the edge: the table decides what a caller sees
+            problem = problem_of(error, self._problems)
+            log_failure(scope, problem, error)
+            await send_problem(send, problem)
+            return
+        await response(scope, receive, send)
