@@ -32,6 +32,7 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
+from tollkeeper.web.express import Express
 from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
@@ -159,9 +160,8 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         logging_config=None,
         request_max_body_size=None,  # BodyLimit is outside
     )
-    guarded = Authentication(
-        application, principal_of=runtime.access.principal_of, problems=PROBLEMS
-    )
+    express = Express(application, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
+    guarded = Authentication(express, principal_of=runtime.access.principal_of, problems=PROBLEMS)
     return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
 
 

@@ -7,6 +7,7 @@ OpenAPI document and for paths written in another way (a trailing slash).
 
 from collections.abc import Awaitable, Callable, Mapping
 
+from litestar.enums import ScopeType
 from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
@@ -31,9 +32,13 @@ class Express:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
-        name, _, ending = scope["path"][len(self._prefix) :].partition("/")
-        answering = self._routes.get(ending)
-        if answering is None or scope["method"] != "POST" or not scope["path"].startswith(self._prefix):
+        answering = None
+        if scope["type"] == ScopeType.HTTP and scope["method"] == "POST":
+            path = scope["path"]
+            if path.startswith(self._prefix):
+                name, _, ending = path[len(self._prefix) :].partition("/")
+                answering = self._routes.get(ending)
+        if answering is None:
             await self._app(scope, receive, send)
             return
         try:

@@ -18,7 +18,7 @@ import structlog
 from litestar import Request, Response
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
-from litestar.types import Send
+from litestar.types import Scope, Send
 
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import TollkeeperError
@@ -163,10 +163,7 @@ def exception_handlers(
             problem = _framework_problem(error, table)
         else:
             problem = problem_of(error, table)
-        if problem.status == INTERNAL.status:
-            _log.error(
-                "web.request_failed", method=request.method, path=request.url.path, exc_info=error
-            )
+        log_failure(request.scope, problem, error)
         return Response(
             content=msgspec.json.encode(problem.document()),
             status_code=problem.status,
@@ -175,6 +172,14 @@ def exception_handlers(
         )
 
     return {Exception: answer}
+
+
+def log_failure(scope: Scope, problem: Problem, error: Exception) -> None:
+    """Log what no rule foresaw, once, where it becomes an answer."""
+    if problem.status == INTERNAL.status:
+        _log.error(
+            "web.request_failed", method=scope.get("method"), path=scope["path"], exc_info=error
+        )
 
 
 def _facts_of(error: Exception, detail: str) -> dict[str, object]:
