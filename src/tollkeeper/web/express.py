@@ -32,7 +32,7 @@ class Express:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
-        answering = None
+        answering, name = None, ""
         if scope["type"] == ScopeType.HTTP and scope["method"] == "POST":
             path = scope["path"]
             if path.startswith(self._prefix):
