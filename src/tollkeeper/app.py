@@ -1,7 +1,7 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: body limit, authentication, express, Litestar. `/health` says that the process lives and
-touches nothing else; `/health/ready` says whether it should get traffic.
+Order from outside: body limit, authentication, express, Litestar. `/health` says that the process
+lives and touches nothing else; `/health/ready` says whether it should get traffic.
 """
 
 import asyncio
