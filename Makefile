@@ -50,7 +50,7 @@ soak: $(STAMP) ## growth to ten million transactions
 lock: $(STAMP) ## resolve requirements.lock anew
 	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
-	  --no-emit-index-url --upgrade --all-extras pyproject.toml --output-file requirements.lock
+	  --upgrade --all-extras pyproject.toml --output-file requirements.lock
 
 clean: ## remove the environment and caches, never data
 	@rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage*
