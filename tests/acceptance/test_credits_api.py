@@ -112,6 +112,20 @@ def test_the_same_request_again_is_a_replay(api: httpx.Client, ann: str) -> None
     assert 70 == balance(api, ann)
 
 
+@pytest.mark.parametrize("route", ["topups", "consumptions"])
+def test_a_path_with_a_trailing_slash_is_the_same_path(
+    api: httpx.Client, ann: str, route: str
+) -> None:
+    first = move(api, ann, route, 30, key="same")
+    again = move(api, ann, f"{route}/", 30, key="same")
+    none = move(api, "nobody-here", f"{route}/", 30, key="same")
+
+    assert (201, 201) == (first.status_code, again.status_code)
+    assert first.json() == again.json()
+    assert "true" == again.headers["Idempotent-Replayed"]
+    problem_in(none, 404, "account-not-found")
+
+
 def test_what_is_not_there_cannot_be_spent(api: httpx.Client, ann: str) -> None:
     refused = move(api, ann, "consumptions", 101, key="k")
     found = problem_in(refused, 402, "insufficient-credits")

@@ -1,6 +1,6 @@
 """Answers a service's busiest routes without the framework's routing and handler layers.
 
-Plain ASGI between authentication and Litestar: `POST {prefix}{name}{suffix}` goes straight to its
+Plain ASGI between authentication and Litestar: `POST {prefix}{name}/{ending}` goes straight to its
 answer; everything else passes on. Litestar knows the same routes, with the same answers, for the
 OpenAPI document and for paths written in another way (a trailing slash).
 """
