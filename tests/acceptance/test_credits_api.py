@@ -189,13 +189,42 @@ def test_a_history_is_paged_through(api: httpx.Client, ann: str) -> None:
         ("limit=", "limit"), ("limit=1.0", "limit"), ("limit=%D9%A1", "limit"),
         ("limit=" + "9" * 5_000, "limit"), ("after=-1", "after"), ("after=x", "after"),
         ("after=" + "9" * 19, "after"), ("after=%00", "after"), ("after=%FF", "after"),
-        ("after=", "after"),
+        ("after=", "after"), ("limt=5", "limt"), ("limit=5&limit=6", "limit"),
     ],
 )  # fmt: skip
 def test_a_page_that_cannot_be_is_named(
     api: httpx.Client, ann: str, query: str, field: str
 ) -> None:
     assert [field] == fields_in(api.get(f"/v1/accounts/{ann}/transactions?{query}"))
+
+
+@pytest.mark.parametrize(
+    ("route", "body"),
+    [
+        ("POST /v1/accounts", {"account_id": "asked-too-much", "tenant_id": "acme"}),
+        ("GET /v1/accounts/{ann}", None),
+        ("POST /v1/accounts/{ann}/topups", {"amount": 1}),
+        ("POST /v1/accounts/{ann}/topups/", {"amount": 1}),
+        ("POST /v1/accounts/{ann}/consumptions", {"amount": 1}),
+        ("POST /v1/batch", {"operations": []}),
+        ("POST /v1/audit/verify", {}),
+    ],
+)
+def test_a_query_parameter_that_a_route_does_not_know_is_named(
+    api: httpx.Client, ann: str, route: str, body: dict[str, object] | None
+) -> None:
+    method, path = route.format(ann=ann).split()
+    answer = api.request(
+        method, f"{path}?dry_run=true", json=body, headers={"Idempotency-Key": "k"}
+    )
+
+    assert ["dry_run"] == fields_in(answer)
+    assert 100 == balance(api, ann)
+
+
+@pytest.mark.parametrize("path", ["/health", "/health/ready", "/metrics", "/schema"])
+def test_probes_may_bust_caches(api: httpx.Client, path: str) -> None:
+    assert 200 == api.get(f"{path}?t=1764000000").status_code
 
 
 BAD_AMOUNTS = [

@@ -11,7 +11,6 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.params import FromQuery
 from litestar.response.base import ASGIResponse
 from litestar.types import Receive
 from litestar.types import Scope as HttpScope
@@ -49,6 +48,7 @@ from tollkeeper.web.express import Answering
 from tollkeeper.web.idempotency import MAX_KEY_LENGTH, idempotency_key
 from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, RouteFacts, documented
 from tollkeeper.web.problem import URN, ProblemKind, ProblemTable, problem_of
+from tollkeeper.web.query import query_of, refuse_query
 
 PROBLEMS: ProblemTable = {
     errors.AccountNotFound: ProblemKind(404, URN + "account-not-found", "Account not found"),
@@ -119,6 +119,7 @@ class CreditsApi:
         Opening it again for the same tenant changes nothing and answers 200; for another, 409.
         """
         principal = authorize(request.scope, Scope.CREDITS_WRITE)
+        refuse_query(request.scope)
         body = decode_body(self._open_decoder, await read_body(request.receive))
         _check_tenant(principal, body.tenant_id)
         opened = await self._service.execute_one(
@@ -130,6 +131,7 @@ class CreditsApi:
     async def read_account(self, request: _AnyRequest) -> ASGIResponse:
         """Read an account as it stands."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
+        refuse_query(request.scope)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
         account = await self._service.account(account_id, principal.tenant_id)
         return _answer(account_view(account), 200)
@@ -153,17 +155,13 @@ class CreditsApi:
             request.scope, request.receive, request.scope["path_params"]["account_id"]
         )
 
-    async def read_history(
-        self,
-        request: _AnyRequest,
-        after: FromQuery[str | None] = None,
-        limit: FromQuery[str] = str(PAGE_DEFAULT),
-    ) -> ASGIResponse:
+    async def read_history(self, request: _AnyRequest) -> ASGIResponse:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
+        query = query_of(request.scope, _AFTER.name, _LIMIT.name)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        behind = _whole_number("after", "0" if after is None else after, 0, MAX_AMOUNT_MINOR)
-        count = _whole_number("limit", limit, 1, PAGE_LIMIT)
+        behind = _whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+        count = _whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
         found = await self._service.history(
             account_id, principal.tenant_id, after=behind, limit=count + 1
         )
@@ -178,6 +176,7 @@ class CreditsApi:
         fault in any operation is refused whole, before anything is done.
         """
         principal = authorize(request.scope, Scope.CREDITS_WRITE)
+        refuse_query(request.scope)
         body = decode_body(self._batch_decoder, await read_body(request.receive))
         operations = [
             self._operation(item, principal, index) for index, item in enumerate(body.operations)
@@ -191,6 +190,7 @@ class CreditsApi:
         Without `account_id`, send `next` as `after` until it is null: that was the whole ledger.
         """
         principal = authorize(request.scope, Scope.CREDITS_READ)
+        refuse_query(request.scope)
         raw = await read_body(request.receive)
         body = decode_body(self._verify_decoder, raw or b"{}")
         found = await self._service.verify(
@@ -218,6 +218,8 @@ class CreditsApi:
         self, scope: HttpScope, receive: Receive, account: str, kind: Kind
     ) -> ASGIResponse:
         principal = authorize(scope, Scope.CREDITS_WRITE)
+        if scope["query_string"]:
+            refuse_query(scope)
         key = idempotency_key(scope["headers"])
         account_id = requests.account_id_of(account)
         body = decode_body(self._movement_decoder, await read_body(receive))
