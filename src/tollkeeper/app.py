@@ -1,7 +1,7 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: body limit, authentication, express, Litestar. `/health` says that the process
-lives and touches nothing else; `/health/ready` says whether it should get traffic.
+Order from outside: body limit, authentication, express, HEAD as GET, Litestar. `/health` says
+that the process lives and touches nothing else; `/health/ready` says whether it should get traffic.
 """
 
 import asyncio
@@ -33,6 +33,7 @@ from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
 from tollkeeper.web.express import Express
+from tollkeeper.web.head import HeadAsGet
 from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
@@ -160,7 +161,8 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         logging_config=None,
         request_max_body_size=None,  # BodyLimit is outside
     )
-    express = Express(application, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
+    routed = HeadAsGet(application)
+    express = Express(routed, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
     guarded = Authentication(express, principal_of=runtime.access.principal_of, problems=PROBLEMS)
     return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
 

@@ -254,6 +254,43 @@ def test_odd_requests_get_a_plain_answer(
     assert [status] == statuses(answer)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/health", 200), ("/health/ready", 200), ("/metrics", 200), ("/schema", 200),
+        ("/schema/openapi.json", 200), ("/v1/accounts/{account}", 200),
+        ("/v1/accounts/{account}/transactions?limit=5", 200), ("/v1/accounts/nobody", 404),
+        ("/v1/accounts/{account}?x", 400), ("/v1/accounts", 405), ("/nowhere", 404),
+    ],
+)  # fmt: skip
+def test_head_is_get_without_the_body(
+    service: Service, account: str, path: str, status: int
+) -> None:
+    path = path.format(account=account)
+    # The second request shows that nothing but the head of the first answer was sent.
+    asked = head(service, f"HEAD {path}") + head(service, f"GET {path}", "Connection: close")
+    answered, got = re.split(rb"(?<=\r\n\r\n)(?=HTTP/1\.1 )", closing(service, asked))
+
+    assert [status] == statuses(answered) == statuses(got)
+    assert answered.endswith(b"\r\n\r\n")
+    assert shown(answered) - {"connection"} == shown(got) - {"connection"}
+    assert b"application/" in answered or b"text/" in answered
+
+
+def shown(answer: bytes) -> set[str]:
+    """Return the names of an answer's headers."""
+    names = answer.partition(b"\r\n\r\n")[0].splitlines()[1:]
+    return {name.partition(b":")[0].decode().lower() for name in names}
+
+
+def test_head_without_a_key_is_refused_without_a_body(service: Service) -> None:
+    request = b"HEAD /v1/accounts/a HTTP/1.1\r\nHost: ledger\r\nConnection: close\r\n\r\n"
+    answer = closing(service, request)
+
+    assert [401] == statuses(answer)
+    assert answer.endswith(b"\r\n\r\n")
+
+
 async def create_key(dsn: str, *scopes: Scope, tenant_id: str | None) -> str:
     """Make a key; a running service accepts it from its next refresh on."""
     clock = SystemClock()
