@@ -26,7 +26,7 @@ from tollkeeper.migrate.cli import migrate_command
 if TYPE_CHECKING:
     from tollkeeper.client.address import Address
     from tollkeeper.client.credits import CreditsClient
-    from tollkeeper.client.terminal import Screen
+    from tollkeeper.client.terminal import Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
 
 EXIT_FAILED = 1
@@ -133,6 +133,10 @@ class Face:
         """Print one JSON document to standard output."""
         self.screen(as_json=True).json(document)
 
+    def json_lines(self, documents: Sequence[object]) -> None:
+        """Print JSON documents to standard output, one a line."""
+        self.screen(as_json=True).json_lines(documents)
+
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print named facts below each other."""
         self.screen().facts(title, facts)
@@ -140,6 +144,10 @@ class Face:
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
         self.screen().table(title, columns, rows)
+
+    def listing(self, title: str, columns: Sequence[str]) -> "Listing":
+        """Return a table, of columns as above, that is printed as its rows come."""
+        return self.screen().listing(title, columns)
 
 
 def connect_to(

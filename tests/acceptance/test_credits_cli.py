@@ -1,7 +1,12 @@
 """`tollkeeper credits ...` as an operator types it: output, JSON, exit codes."""
 
+import json
+import subprocess
+import sys
+
+import httpx
 import pytest
-from tests.acceptance.conftest import Service, tollkeeper
+from tests.acceptance.conftest import Service, clean_environment, tollkeeper
 
 
 def test_a_life_of_an_account(service: Service) -> None:
@@ -54,6 +59,58 @@ def test_the_history_pages(service: Service) -> None:
     assert rest["next"] is None
     assert table.code == 0
     assert [line.split()[-1] for line in table.out.splitlines()[-3:]] == ["10", "30", "60"]
+
+
+def test_the_whole_history_is_a_transaction_a_line(service: Service) -> None:
+    service.run("credits", "open", "lines", "--tenant", "acme-inc")
+    for amount in ("10", "20", "30"):
+        service.run("credits", "topup", "lines", amount)
+    whole = service.run("credits", "history", "lines", "--limit", "2", "--all", "--json")
+    rest = service.run("credits", "history", "lines", "--after", "2", "--all", "--json")
+
+    assert (0, 0) == (whole.code, rest.code)
+    assert [10, 20, 30] == [json.loads(line)["amount"] for line in whole.out.splitlines()]
+    assert whole.out.endswith(rest.out)
+    assert 1 == rest.out.count("\n")
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_long_history_is_printed_while_it_is_read(service: Service, options: list[str]) -> None:
+    """What is added after its beginning was printed, and while the reader waits, is printed too."""
+    name = f"long-{len(options)}"
+    service.run("credits", "open", name, "--tenant", "acme-inc")
+    fill(service, name, transactions=3_000)
+    command = [sys.executable, "-m", "tollkeeper", "credits", "history", name, "--all"]
+    with subprocess.Popen(
+        [*command, "--limit", "100", *options],
+        env=clean_environment(service.environment),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as reading:
+        assert reading.stdout is not None
+        first = reading.stdout.readline()
+        # 3,000 lines do not fit into the pipe, so it cannot have read to the end.
+        added = service.run("credits", "topup", name, "1", "--description", "the last one")
+        lines = [first, *reading.stdout]
+
+    assert (0, 0) == (added.code, reading.returncode)
+    assert 3_001 == sum("topup" in line for line in lines)
+    assert "the last one" in lines[-1]
+
+
+def fill(service: Service, account: str, *, transactions: int) -> None:
+    """Top an account up many times."""
+    operations = [
+        {"op": "topup", "account_id": account, "idempotency_key": f"{number}", "amount": 1}
+        for number in range(transactions)
+    ]
+    answer = httpx.post(
+        f"{service.url}/v1/batch",
+        json={"operations": operations},
+        headers={"Authorization": f"Bearer {service.api_key}"},
+        timeout=60,
+    )
+    assert {201} == {result["status"] for result in answer.json()["results"]}
 
 
 def test_what_is_not_there_and_what_makes_no_sense(service: Service) -> None:

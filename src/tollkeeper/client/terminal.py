@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -36,7 +37,12 @@ class Screen:
 
     def json(self, document: object) -> None:
         """Print one JSON document to standard output."""
-        sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+        self.json_lines((document,))
+
+    def json_lines(self, documents: Sequence[object]) -> None:
+        """Print JSON documents to standard output, one a line."""
+        for document in documents:
+            sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
         sys.stdout.flush()
 
     def remark(self, text: str) -> None:
@@ -67,15 +73,11 @@ class Screen:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
-        table = Table(title=escape(title), title_justify="left", title_style="bold", box=None)
-        for column in columns:
-            is_number = column.startswith("#")
-            name = column.removeprefix("#")
-            table.add_column(name, justify="right" if is_number else "left", header_style="cyan")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        self._out.print()
-        self._out.print(table)
+        self.listing(title, columns).add(rows)
+
+    def listing(self, title: str, columns: Sequence[str]) -> "Listing":
+        """Return a table, of columns as above, that is printed as its rows come."""
+        return Listing(self._out, title, columns)
 
     @asynccontextmanager
     async def progress(
@@ -108,6 +110,40 @@ class Screen:
                 with suppress(asyncio.CancelledError):
                     await watcher
                 look()
+
+
+class Listing:
+    """A table that is printed as its rows come: only their widths are kept, which never shrink."""
+
+    def __init__(self, out: Console, title: str, columns: Sequence[str]) -> None:
+        self._out = out
+        self._title = title
+        self._columns = columns
+        self._widths = [0 for _ in columns]
+        self._is_begun = False
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print rows below those before; the first time title and names above them."""
+        is_first, self._is_begun = not self._is_begun, True
+        title = escape(self._title) if is_first else None
+        table = Table(title=title, title_justify="left", title_style="bold", box=None)
+        table.show_header = is_first
+        for number, column in enumerate(self._columns):
+            is_number, name = column.startswith("#"), column.removeprefix("#")
+            cells = [name, *(row[number] for row in rows)]
+            self._widths[number] = max(self._widths[number], *map(cell_len, cells))
+            is_last = number == len(self._columns) - 1
+            table.add_column(
+                name,
+                justify="right" if is_number else "left",
+                header_style="cyan",
+                min_width=None if is_last else self._widths[number],
+            )
+        for row in rows:
+            table.add_row(*map(escape, row))
+        if is_first:
+            self._out.print()
+        self._out.print(table)
 
 
 class _CountColumn(ProgressColumn):

@@ -17,6 +17,14 @@ from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 FAULTS_EXIT = 4
 """Exit code of `verify` when it found faults."""
 
+PAGE_DEFAULT = 50
+"""Transactions that `history` shows at a time."""
+
+PAGE_LIMIT = 1_000
+"""Most transactions that the service puts into a page."""
+
+_HISTORY_COLUMNS = ("#sequence", "time (UTC)", "kind", "#amount", "#balance", "description")
+
 _Result = TypeVar("_Result")
 
 
@@ -160,6 +168,14 @@ class Ledger(Protocol):
         ...
 
 
+class Listing(Protocol):
+    """A table that is printed as its rows come."""
+
+    def add(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print rows below those before."""
+        ...
+
+
 class Terminal(Protocol):
     """What `tollkeeper.cli` gives these commands: a ledger to work on, and a way to print."""
 
@@ -171,12 +187,20 @@ class Terminal(Protocol):
         """Print one JSON document to standard output."""
         ...
 
+    def json_lines(self, documents: Sequence[object]) -> None:
+        """Print JSON documents to standard output, one a line."""
+        ...
+
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print named facts below each other."""
         ...
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
+        ...
+
+    def listing(self, title: str, columns: Sequence[str]) -> Listing:
+        """Return a table, of columns as above, that is printed as its rows come."""
         ...
 
 
@@ -257,39 +281,35 @@ def balance(context: typer.Context, account_id: Account, as_json: AsJson = False
 def history(
     context: typer.Context,
     account_id: Account,
-    limit: Annotated[int, typer.Option(min=1, max=1_000, help="Transactions per page.")] = 50,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=PAGE_LIMIT, help="Transactions per page; 50, or 1000 with --all."),
+    ] = None,
     after: Annotated[str | None, typer.Option(help="Cursor printed by the page before.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All pages.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All pages; with --json, one transaction a line.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """List an account's transactions, oldest first."""
     terminal = _terminal_of(context)
-
-    async def read(ledger: Ledger) -> tuple[list[TransactionView], str | None]:
-        page = await ledger.page(account_id, after=after, limit=limit)
-        items = list(page.items)
-        while everything and page.next is not None:
-            page = await ledger.page(account_id, after=page.next, limit=limit)
-            items.extend(page.items)
-        return items, page.next
-
-    items, cursor = terminal.call(read)
-    if as_json:
-        terminal.json({"items": items, "next": cursor})
+    size = limit or (PAGE_LIMIT if everything else PAGE_DEFAULT)
+    if as_json and not everything:
+        page = terminal.call(lambda ledger: ledger.page(account_id, after=after, limit=size))
+        terminal.json(page)
         return
-    rows = [
-        (
-            f"{item.sequence:,}",
-            _moment(item.created_at),
-            item.kind,
-            f"{item.amount:,}",
-            f"{item.balance:,}",
-            item.description or "",
-        )
-        for item in items
-    ]
-    columns = ("#sequence", "time (UTC)", "kind", "#amount", "#balance", "description")
-    terminal.table(f"Transactions of {account_id}", columns, rows)
+    # Printed page by page: an account may have more transactions than memory holds.
+    show = terminal.json_lines if as_json else _history_table(terminal, account_id)
+
+    async def read(ledger: Ledger) -> str | None:
+        page = await ledger.page(account_id, after=after, limit=size)
+        show(page.items)
+        while everything and page.next is not None:
+            page = await ledger.page(account_id, after=page.next, limit=size)
+            show(page.items)
+        return page.next
+
+    cursor = terminal.call(read)
     if cursor is not None:
         terminal.facts("There is more", (("next page", f"--after {cursor}"),))
 
@@ -316,6 +336,30 @@ def verify(
 def _terminal_of(context: typer.Context) -> Terminal:
     terminal: Terminal = context.obj
     return terminal
+
+
+def _history_table(
+    terminal: Terminal, account_id: str
+) -> Callable[[Sequence[TransactionView]], None]:
+    """Return what prints transactions below those before."""
+    listing = terminal.listing(f"Transactions of {account_id}", _HISTORY_COLUMNS)
+
+    def show(items: Sequence[TransactionView]) -> None:
+        listing.add(
+            [
+                (
+                    f"{item.sequence:,}",
+                    _moment(item.created_at),
+                    item.kind,
+                    f"{item.amount:,}",
+                    f"{item.balance:,}",
+                    item.description or "",
+                )
+                for item in items
+            ]
+        )
+
+    return show
 
 
 def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -> None:
