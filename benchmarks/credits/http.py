@@ -22,8 +22,6 @@ from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.load import run_batches
 from tollkeeper.client.messages import Operation
 from tollkeeper.config import Settings
-from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.up import Stack, local_stack
 
 ACCOUNTS = 10_000
@@ -103,9 +101,7 @@ async def running_service(bench: Bench, *, processes: int) -> AsyncIterator[Serv
     """Run `tollkeeper up` with funded accounts, in a directory of its own."""
     settings = Settings(data=bench.fresh_directory("up"), credits_port=free_port())
     async with local_stack(settings, processes=processes) as stack:
-        async with CreditsClient(
-            stack.url, stack.api_key, clock=SystemClock(), entropy=system_entropy
-        ) as client:
+        async with CreditsClient(stack.url, stack.api_key) as client:
             names = account_names(ACCOUNTS)
             await run_batches(
                 client, [Operation(op="open", account_id=name, tenant_id="bench") for name in names]

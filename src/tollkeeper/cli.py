@@ -153,17 +153,10 @@ class Face:
 def connect_to(
     url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
 ) -> "CreditsClient":
-    """Return a client of a service, on this machine's clock and randomness."""
+    """Return a client of a service."""
     from tollkeeper.client.credits import PATIENT, CreditsClient
 
-    return CreditsClient(
-        url,
-        api_key,
-        clock=SystemClock(),
-        entropy=system_entropy,
-        connections=connections,
-        backoff=backoff or PATIENT,
-    )
+    return CreditsClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
 
 
 def main() -> None:

@@ -35,8 +35,8 @@ from tollkeeper.client.messages import (
     Verification,
 )
 from tollkeeper.kernel.backoff import Backoff
-from tollkeeper.kernel.clock import Clock
-from tollkeeper.kernel.ids import ENTROPY_BITS, EntropySource, mint_key
+from tollkeeper.kernel.clock import Clock, SystemClock
+from tollkeeper.kernel.ids import ENTROPY_BITS, EntropySource, mint_key, system_entropy
 
 PATIENT = Backoff(first_ms=50.0, ceiling_ms=2_000.0, retries=7)
 """About five seconds in all: long enough for a service that restarts."""
@@ -65,15 +65,16 @@ class CreditsClient:
     """The credits service at `url`, over up to `connections` keep-alive connections.
 
     More callers than connections wait their turn. Use it as an async context manager.
+    Clock and randomness are this machine's unless others are given.
     """
 
-    def __init__(  # everything after the service's address has a sensible default but the machine's
+    def __init__(
         self,
         url: str,
         api_key: str,
         *,
-        clock: Clock,
-        entropy: EntropySource,
+        clock: Clock | None = None,
+        entropy: EntropySource = system_entropy,
         connections: int = 4,
         timeout_s: float = 30.0,
         backoff: Backoff = PATIENT,
@@ -81,7 +82,7 @@ class CreditsClient:
         if connections < 1:
             raise ValueError("a client needs at least one connection")
         self._url = url
-        self._clock = clock
+        self._clock = clock or SystemClock()
         self._entropy = entropy
         self._backoff = backoff
         headers: Headers = (("Authorization", f"Bearer {api_key}"),)
