@@ -12,8 +12,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks import startup
 from benchmarks.bench import Bench
-from benchmarks.credits import engine, growth, http
+from benchmarks.credits import engine, growth, http, reads
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from tollkeeper.database.connect import connector
@@ -22,6 +23,8 @@ from tollkeeper.database.embedded import EmbeddedServer
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.measure,
     "http": http.measure,
+    "balance_read": reads.measure,
+    "startup": startup.measure,
     "growth": growth.measure,
 }
 """Every benchmark by the name `--only` takes, in the order they run."""

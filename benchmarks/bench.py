@@ -40,8 +40,8 @@ class Bench:
         async def measure_and_say() -> Sample:
             sample = await measure()
             self.say(
-                f"{what}: {sample.rate:,.0f}/s, P50 {sample.p50_ms:.1f}, P95 {sample.p95_ms:.1f}, "
-                f"P99 {sample.p99_ms:.1f} ms, load {sample.load_average:.1f}"
+                f"{what}: {sample.rate:,.0f}/s, P50 {sample.p50_ms:.2f}, P95 {sample.p95_ms:.2f}, "
+                f"P99 {sample.p99_ms:.2f} ms, load {sample.load_average:.1f}"
             )
             return sample
 

@@ -76,8 +76,12 @@ def _latencies(samples: Sequence[Sample]) -> tuple[str, str, str, str]:
     batches = [sample for sample in samples if sample.batch_mean is not None]
     p50, p95, p99 = median_percentiles(samples)
     return (
-        f"{p50:.1f} ms",
-        f"{p95:.1f} ms",
-        f"{p99:.1f} ms",
+        _latency(p50),
+        _latency(p95),
+        _latency(p99),
         f"{median_of(batches, lambda s: s.batch_mean or 0):.0f}" if batches else "",
     )
+
+
+def _latency(value_ms: float) -> str:
+    return f"{value_ms:.2f} ms" if value_ms < 1 else f"{value_ms:.1f} ms"
