@@ -32,6 +32,7 @@ from benchmarks.measure import (
     median_rate,
     median_ratio,
 )
+from tollkeeper.app import quiet_collector
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.model import Kind, Posted
@@ -135,6 +136,7 @@ def _against_row_locks(bench: Bench, accounts: int, *, target: float) -> list[Fi
 async def _compare(
     bench: Bench, accounts: int, target: float, *, ours_dsn: str, theirs_dsn: str
 ) -> list[Figure]:
+    quiet_collector()  # as the service does; both ledgers gain
     names, load = account_names(accounts), bench.load(CALLERS)
     what = f"engine, {CALLERS} callers, " + (f"{accounts:,} accounts" if accounts > 1 else "hot")
     theirs_pool = Pool(connector(theirs_dsn), size=POOL_SIZE, clock=SystemClock())

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from tollkeeper.credits import requests
 from tollkeeper.credits.engine import Engine
 from tollkeeper.credits.model import Kind, Movement, Opened, Operation, Posted
-from tollkeeper.kernel.ids import mint_key, system_entropy
+from tollkeeper.kernel.ids import entropy_in_blocks, mint_key, system_entropy
 
 FIRST_BALANCE_MINOR = 10**12
 """Enough that nobody is refused while rates are measured."""
@@ -24,6 +24,7 @@ class Workload:
     def __init__(self, accounts: Sequence[str], *, seed: int) -> None:
         self._accounts = accounts
         self._random = random.Random(seed)
+        self._entropy = entropy_in_blocks()  # as the service draws it
 
     def movement(self) -> Movement:
         """Return the next operation, with a fresh idempotency key."""
@@ -32,8 +33,8 @@ class Workload:
             kind=Kind.TOPUP if draw < TOPUP_SHARE else Kind.CONSUME,
             account_id=self._accounts[int(self._random.random() * len(self._accounts))],
             amount=1 + int(draw * 1e6) % MOST_AMOUNT_MINOR,
-            key=mint_key(datetime.now(UTC), system_entropy()),
-            entropy=system_entropy(),
+            key=mint_key(datetime.now(UTC), self._entropy()),
+            entropy=self._entropy(),
         )
 
 

@@ -18,6 +18,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import structlog
 
@@ -71,7 +72,7 @@ class _Ticket:
         self.results[index] = result
         self.missing -= 1
         if self.missing == 0 and not self.future.done():
-            self.future.set_result([found for found in self.results if found is not None])
+            self.future.set_result(cast("list[Result]", self.results))
 
     def fail(self, error: Exception) -> None:
         self.missing -= 1
@@ -116,6 +117,8 @@ class Engine:
             for _ in range(limits.lanes)
         ]
         self._tasks: list[asyncio.Task[None]] = []
+        # Asking for the running loop is a system call in CPython 3.11: not for each operation.
+        self._future = asyncio.get_running_loop().create_future
         metrics.watch_queue(lambda: self._waiting)
 
     @property
@@ -144,7 +147,7 @@ class Engine:
             return []
         self._admit(count)
         began = self._clock.monotonic_s()
-        ticket = _Ticket(count, asyncio.get_running_loop().create_future())
+        ticket = _Ticket(count, self._future())
         lanes = self._lanes
         for index, operation in enumerate(operations):
             lanes[operation.shard % len(lanes)].put(_Pending(operation, ticket, index))

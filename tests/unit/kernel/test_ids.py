@@ -1,7 +1,7 @@
 """Ids: the bits of RFC 9562, the shard in the last byte, and what can be read back from them."""
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import reduce
 from uuid import RFC_4122, UUID
 
@@ -24,7 +24,9 @@ from tollkeeper.kernel.ids import (
 )
 
 NOW = datetime(2022, 2, 22, 19, 22, 22, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 moments_ms = st.integers(0, 2**48 - 1)
+moments = st.timedeltas(timedelta(0), timedelta(days=36_500)).map(lambda age: EPOCH + age)
 entropies = st.integers(0, 2**ENTROPY_BITS - 1)
 shards = st.integers(0, 255)
 
@@ -83,6 +85,28 @@ def test_capital_letters_are_a_uuid7_too() -> None:
 
 def test_a_minted_key_carries_its_time() -> None:
     assert 0x17F22E279B0 == uuid7_milliseconds(mint_key(NOW, system_entropy()))
+
+
+@given(moments, entropies)
+def test_a_minted_key_is_the_text_of_an_id(moment: datetime, entropy: int) -> None:
+    composed = compose_id(milliseconds_since_epoch(moment), entropy, entropy & 0xFF)
+
+    assert str(composed) == mint_key(moment, entropy)
+
+
+@given(
+    st.text(alphabet="0123456789abcdefABCDEF789-", min_size=34, max_size=38) | st.uuids().map(str)
+)
+def test_only_the_canonical_text_of_a_uuid7_has_a_time(text: str) -> None:
+    try:
+        identifier = UUID(text)
+    except ValueError:
+        expected = None
+    else:
+        canonical = identifier.version == 7 and str(identifier) == text.lower()
+        expected = identifier.int >> 80 if canonical else None
+
+    assert expected == uuid7_milliseconds(text)
 
 
 def test_drawn_entropy_fits_and_does_not_repeat_also_past_the_end_of_a_block() -> None:
