@@ -11,7 +11,6 @@ from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
-from litestar.response.base import ASGIResponse
 from litestar.types import Receive
 from litestar.types import Scope as HttpScope
 
@@ -41,6 +40,7 @@ from tollkeeper.credits.service import PAGE_LIMIT, CreditsService
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.ids import EntropySource
 from tollkeeper.kernel.principal import Principal, Scope
+from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
@@ -82,7 +82,7 @@ PAGE_DEFAULT = 100
 """Transactions in a page of a history that does not ask for another number."""
 
 _ENCODER = msgspec.json.Encoder()
-_REPLAYED = {"Idempotent-Replayed": "true"}
+_REPLAYED = ((b"idempotent-replayed", b"true"),)
 _AnyRequest = Request[None, None, State]
 
 
@@ -113,7 +113,7 @@ class CreditsApi:
             post("/v1/audit/verify", operation_class=said(_VERIFY))(self.verify),
         ]
 
-    async def open_account(self, request: _AnyRequest) -> ASGIResponse:
+    async def open_account(self, request: _AnyRequest) -> JsonAnswer:
         """Open an account for a tenant.
 
         Opening it again for the same tenant changes nothing and answers 200; for another, 409.
@@ -128,7 +128,7 @@ class CreditsApi:
         assert isinstance(opened, Opened)
         return _answer(account_view(opened.account), 201 if opened.created else 200)
 
-    async def read_account(self, request: _AnyRequest) -> ASGIResponse:
+    async def read_account(self, request: _AnyRequest) -> JsonAnswer:
         """Read an account as it stands."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         refuse_query(request.scope)
@@ -136,7 +136,7 @@ class CreditsApi:
         account = await self._service.account(account_id, principal.tenant_id)
         return _answer(account_view(account), 200)
 
-    async def top_up(self, request: _AnyRequest) -> ASGIResponse:
+    async def top_up(self, request: _AnyRequest) -> JsonAnswer:
         """Add credits to an account.
 
         The `Idempotency-Key` makes a retry safe: the same key and request again change nothing
@@ -146,7 +146,7 @@ class CreditsApi:
             request.scope, request.receive, request.scope["path_params"]["account_id"]
         )
 
-    async def consume(self, request: _AnyRequest) -> ASGIResponse:
+    async def consume(self, request: _AnyRequest) -> JsonAnswer:
         """Spend credits of an account, if it has them; a balance never goes below zero.
 
         A refusal changes nothing and keeps no key: the same key may be tried again.
@@ -155,7 +155,7 @@ class CreditsApi:
             request.scope, request.receive, request.scope["path_params"]["account_id"]
         )
 
-    async def read_history(self, request: _AnyRequest) -> ASGIResponse:
+    async def read_history(self, request: _AnyRequest) -> JsonAnswer:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         query = query_of(request.scope, _AFTER.name, _LIMIT.name)
@@ -169,7 +169,7 @@ class CreditsApi:
         following = str(page[-1].sequence) if len(found) > count else None
         return _answer(HistoryPage([history_item(t) for t in page], following), 200)
 
-    async def batch(self, request: _AnyRequest) -> ASGIResponse:
+    async def batch(self, request: _AnyRequest) -> JsonAnswer:
         """Decide up to 10,000 operations, in order.
 
         Each has its own result, so the answer is 200 also when some were refused. A body with a
@@ -184,7 +184,7 @@ class CreditsApi:
         results = await self._service.execute(operations)
         return _answer(BatchAnswer([self._result(result) for result in results]), 200)
 
-    async def verify(self, request: _AnyRequest) -> ASGIResponse:
+    async def verify(self, request: _AnyRequest) -> JsonAnswer:
         """Check the hash chain and balances of one account, or of a slice of all.
 
         Without `account_id`, send `next` as `after` until it is null: that was the whole ledger.
@@ -204,19 +204,19 @@ class CreditsApi:
         """Return the busiest routes by how their path ends, for `web.express`."""
         return {"topups": self.move_topup, "consumptions": self.move_consumption}
 
-    async def move_topup(self, scope: HttpScope, receive: Receive, account: str) -> ASGIResponse:
+    async def move_topup(self, scope: HttpScope, receive: Receive, account: str) -> JsonAnswer:
         """Answer a top-up."""
         return await self._move(scope, receive, account, Kind.TOPUP)
 
     async def move_consumption(
         self, scope: HttpScope, receive: Receive, account: str
-    ) -> ASGIResponse:
+    ) -> JsonAnswer:
         """Answer a consumption."""
         return await self._move(scope, receive, account, Kind.CONSUME)
 
     async def _move(
         self, scope: HttpScope, receive: Receive, account: str, kind: Kind
-    ) -> ASGIResponse:
+    ) -> JsonAnswer:
         principal = authorize(scope, Scope.CREDITS_WRITE)
         if scope["query_string"]:
             refuse_query(scope)
@@ -237,7 +237,7 @@ class CreditsApi:
         )
         assert isinstance(posted, Posted)
         return _answer(
-            transaction_view(posted.transaction), 201, _REPLAYED if posted.replayed else None
+            transaction_view(posted.transaction), 201, _REPLAYED if posted.replayed else ()
         )
 
     def _said(self, facts: RouteFacts) -> type[DocumentedOperation]:
@@ -288,14 +288,9 @@ def _whole_number(field: str, text: str, least: int, most: int) -> int:
 def _answer(
     view: AccountView | TransactionView | HistoryPage | BatchAnswer | Verification,
     status: int,
-    headers: dict[str, str] | None = None,
-) -> ASGIResponse:
-    return ASGIResponse(
-        body=_ENCODER.encode(view),
-        status_code=status,
-        media_type="application/json",
-        headers=headers,
-    )
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> JsonAnswer:
+    return JsonAnswer(_ENCODER.encode(view), status, headers)
 
 
 _ACCOUNT_ID = Parameter(

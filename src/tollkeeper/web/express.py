@@ -8,12 +8,12 @@ OpenAPI document and for paths written in another way (a trailing slash).
 from collections.abc import Awaitable, Callable, Mapping
 
 from litestar.enums import ScopeType
-from litestar.response.base import ASGIResponse
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.problem import ProblemTable, log_failure, problem_of, send_problem
 
-Answering = Callable[[Scope, Receive, str], Awaitable[ASGIResponse]]
+Answering = Callable[[Scope, Receive, str], Awaitable[JsonAnswer]]
 """Answers a request; the last argument is the name in its path. Raises what the table knows."""
 
 

@@ -3,24 +3,24 @@
 import asyncio
 
 import msgspec
-from litestar.response.base import ASGIResponse
 from litestar.types import Message, Receive, Scope, Send
 from structlog.testing import capture_logs
 
+from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.express import Express
 from tollkeeper.web.problem import SHARED_PROBLEMS
 
 
-async def say_name(scope: Scope, receive: Receive, name: str) -> ASGIResponse:
-    return ASGIResponse(body=name.encode(), status_code=201)
+async def say_name(scope: Scope, receive: Receive, name: str) -> JsonAnswer:
+    return JsonAnswer(name.encode(), 201)
 
 
-async def break_down(scope: Scope, receive: Receive, name: str) -> ASGIResponse:
+async def break_down(scope: Scope, receive: Receive, name: str) -> JsonAnswer:
     raise RuntimeError("the secret reason")
 
 
 async def pass_on(scope: Scope, receive: Receive, send: Send) -> None:
-    await ASGIResponse(body=b"passed on", status_code=200)(scope, receive, send)
+    await JsonAnswer(b"passed on", 200)(scope, receive, send)
 
 
 def answer_to(method: str, path: str) -> tuple[int, bytes]:
