@@ -391,10 +391,10 @@ def _dsn_of(settings: Settings, service: Service) -> str:
     }[service]
     if configured is not None:
         return configured
-    from tollkeeper.database.embedded import dsn_at, holder_of
+    from tollkeeper.database.embedded import dsn_at, holder_of, is_listening
 
     holder = holder_of(settings.data)
-    if holder is None or holder.socket is None:
+    if holder is None or holder.socket is None or not is_listening(holder.socket):
         raise ConfigurationError(
             problem=f"no database runs in {settings.data}: start it with `tollkeeper up`, or set "
             f"TOLLKEEPER_{service.value.upper()}_DSN."

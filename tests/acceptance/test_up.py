@@ -245,6 +245,12 @@ def test_sigkill_leaves_nothing_behind_and_the_next_start_finds_everything(tmp_p
         running.process.wait()
         wait_until(lambda: not any(is_alive(pid) for pid in started))
 
+    asked = subprocess.run(
+        [sys.executable, "-m", "tollkeeper", "db", "url", "credits", "--data", str(tmp_path)],
+        env=environment(), capture_output=True, text=True, check=False, timeout=DEADLINE_S,
+    )  # fmt: skip
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert "no database runs in" in asked.stderr
     with up(tmp_path) as running:
         assert balance(running) == 500
 

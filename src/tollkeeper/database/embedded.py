@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -50,6 +51,7 @@ __all__ = [
     "explained",
     "find_binaries",
     "holder_of",
+    "is_listening",
 ]
 
 PROMPT_START_S = 5.0
@@ -288,11 +290,21 @@ def holder_of(data: Path) -> Holder | None:
     return read_holder(_absolute(data) / "lock")
 
 
-def dsn_at(socket: str, database: str) -> str:
+def is_listening(folder: str) -> bool:
+    """Say whether a server answers at the socket in this folder; one that was killed does not."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(f"{folder}/.s.PGSQL.{SOCKET_PORT}")
+        except OSError:
+            return False
+    return True
+
+
+def dsn_at(folder: str, database: str) -> str:
     """Return the address of a database of the server whose socket is in this folder."""
     return (
         f"postgresql://{cluster.SUPERUSER}@/{quote(database, safe='')}"
-        f"?host={quote(socket, safe='/')}&port={SOCKET_PORT}"
+        f"?host={quote(folder, safe='/')}&port={SOCKET_PORT}"
     )
 
 
