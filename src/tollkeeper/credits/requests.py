@@ -6,12 +6,26 @@ Pure.
 import hashlib
 import re
 import struct
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypedDict
+from uuid import UUID
 
 import msgspec
 
 from tollkeeper.credits.errors import FieldProblem, InvalidRequest
-from tollkeeper.credits.model import Kind, Movement, OpenAccount
-from tollkeeper.kernel.ids import AccountId, TenantId, shard_of, uuid7_milliseconds
+from tollkeeper.credits.model import (
+    HOLD_DEFAULT_S,
+    Capture,
+    Extend,
+    Kind,
+    Movement,
+    OpenAccount,
+    Refund,
+    Release,
+    Reserve,
+)
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of, uuid7_milliseconds
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~:@!$&'()*+,;=|-]{0,127}(?![\s\S])"
 """Ids of accounts and tenants: they stand in a URL's path as they are. The end is written as a
@@ -33,7 +47,11 @@ _ID = re.compile(ID_PATTERN)
 _FINGERPRINT = struct.Struct(">BqII")
 _ABSENT = 0xFFFFFFFF
 _ENCODER = msgspec.json.Encoder(order="sorted")
-_KIND_CODES = {Kind.TOPUP: 1, Kind.CONSUME: 2}
+_KIND_CODES = {
+    Kind.TOPUP: 1, Kind.CONSUME: 2, Kind.HOLD: 3, Kind.CAPTURE: 4, Kind.RELEASE: 5, Kind.EXTEND: 6,
+    Kind.REFUND: 7,
+}  # fmt: skip
+_UP_TO_CODE = 8
 
 
 def account_id_of(text: str) -> AccountId:
@@ -64,6 +82,7 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
     tenant_id: TenantId | None = None,
     description: str | None = None,
     metadata: dict[str, object] | None = None,
+    up_to: bool = False,
     place: str = "",
 ) -> Movement:
     """Return the operation a money write asks for; ids, key and amount match their rules.
@@ -73,28 +92,149 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
     Raises:
         InvalidRequest: description or metadata cannot be stored as they stand.
     """
-    text = None
-    if description is not None:
-        _check_description(description, place)
-    if metadata is not None:
-        text = canonical_metadata(metadata, place)
+    text = _checked(description, metadata, place)
+    code = _UP_TO_CODE if up_to else _KIND_CODES[kind]
     return Movement(
         kind=kind, account_id=AccountId(account_id), shard=shard_of(account_id),
         tenant_id=tenant_id, amount=amount, key_hash=hashlib.sha256(key.encode()).digest(),
-        key_ms=uuid7_milliseconds(key), fingerprint=fingerprint(kind, amount, description, text),
-        entropy=entropy, description=description, metadata=text,
+        key_ms=uuid7_milliseconds(key), fingerprint=_fingerprint(code, amount, description, text),
+        entropy=entropy, description=description, metadata=text, up_to=up_to,
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteWords:
+    """What every money write but a movement says, as it came; `place` as in `movement`."""
+
+    account_id: str
+    key: str
+    entropy: int
+    tenant_id: TenantId | None = None
+    description: str | None = None
+    metadata: dict[str, object] | None = None
+    place: str = ""
+
+
+def reserve(
+    words: WriteWords, *, amount: int, expires_in_s: int = HOLD_DEFAULT_S, allowance: int = 0
+) -> Reserve:
+    """Return the operation that opens a hold."""
+    terms = struct.pack(">qqq", amount, expires_in_s, allowance)
+    return Reserve(
+        **_common(words, Kind.HOLD, terms),
+        amount=amount,
+        expires_in=timedelta(seconds=expires_in_s),
+        allowance=allowance,
+    )
+
+
+def capture(
+    words: WriteWords, *, hold_id: TransactionId, amount: int | None = None, final: bool = False
+) -> Capture:
+    """Return the operation that takes from a hold; without an amount all that is left."""
+    terms = struct.pack(">16sq?", hold_id.bytes, amount or 0, final)
+    return Capture(
+        **_common(words, Kind.CAPTURE, terms), hold_id=hold_id, amount=amount, final=final
+    )
+
+
+def release(words: WriteWords, *, hold_id: TransactionId) -> Release:
+    """Return the operation that gives back what is left of a hold."""
+    return Release(**_common(words, Kind.RELEASE, hold_id.bytes), hold_id=hold_id)
+
+
+def extend(
+    words: WriteWords,
+    *,
+    hold_id: TransactionId,
+    amount: int | None = None,
+    expires_in_s: int | None = None,
+) -> Extend:
+    """Return the operation that holds more, longer, or both.
+
+    Raises:
+        InvalidRequest: neither is asked for.
+    """
+    if amount is None and expires_in_s is None:
+        raise invalid(f"{words.place}expires_in_s", "send expires_in_s, amount, or both")
+    terms = struct.pack(">16sqq", hold_id.bytes, amount or 0, expires_in_s or 0)
+    return Extend(
+        **_common(words, Kind.EXTEND, terms),
+        hold_id=hold_id,
+        amount=amount or 0,
+        expires_in=None if expires_in_s is None else timedelta(seconds=expires_in_s),
+    )
+
+
+def refund(
+    words: WriteWords, *, transaction_id: TransactionId, amount: int | None = None
+) -> Refund:
+    """Return the operation that gives back a consumption or capture, or a part of it."""
+    terms = struct.pack(">16sq", transaction_id.bytes, amount or 0)
+    return Refund(**_common(words, Kind.REFUND, terms), refunded_id=transaction_id, amount=amount)
+
+
+def identifier(field: str, text: str) -> TransactionId:
+    """Return the id of a transaction or a hold.
+
+    Raises:
+        InvalidRequest: it is not a UUIDv7 as the ledger writes them.
+    """
+    if uuid7_milliseconds(text) is None:
+        raise invalid(field, "must be an id as the ledger gave it: a UUIDv7")
+    return TransactionId(UUID(text))
+
+
+class _Common(TypedDict):
+    account_id: AccountId
+    shard: int
+    tenant_id: TenantId | None
+    key_hash: bytes
+    key_ms: int | None
+    fingerprint: bytes
+    entropy: int
+    description: str | None
+    metadata: str | None
+
+
+def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
+    text = _checked(words.description, words.metadata, words.place)
+    detail = hashlib.sha256(_KIND_CODES[kind].to_bytes(1, "big") + terms).digest()
+    return {
+        "account_id": AccountId(words.account_id),
+        "shard": shard_of(words.account_id),
+        "tenant_id": words.tenant_id,
+        "key_hash": hashlib.sha256(words.key.encode()).digest(),
+        "key_ms": uuid7_milliseconds(words.key),
+        "fingerprint": hashlib.sha256(
+            detail + _fingerprint(_KIND_CODES[kind], 0, words.description, text)
+        ).digest(),
+        "entropy": words.entropy,
+        "description": words.description,
+        "metadata": text,
+    }
+
+
+def _checked(description: str | None, metadata: dict[str, object] | None, place: str) -> str | None:
+    """Check what is free text and return metadata as canonical JSON."""
+    if description is not None:
+        _check_description(description, place)
+    return None if metadata is None else canonical_metadata(metadata, place)
+
+
 def fingerprint(kind: Kind, amount: int, description: str | None, metadata: str | None) -> bytes:
-    """Return SHA-256 of what a request asks of its account: equal requests, equal bytes."""
+    """Return SHA-256 of what a movement asks of its account: equal requests, equal bytes."""
+    return _fingerprint(_KIND_CODES[kind], amount, description, metadata)
+
+
+def _fingerprint(code: int, amount: int, description: str | None, metadata: str | None) -> bytes:
     if description is None and metadata is None:
-        head = _FINGERPRINT.pack(_KIND_CODES[kind], amount, _ABSENT, _ABSENT)
+        head = _FINGERPRINT.pack(code, amount, _ABSENT, _ABSENT)
         return hashlib.sha256(head).digest()
     described = b"" if description is None else description.encode()
     detailed = b"" if metadata is None else metadata.encode()
     head = _FINGERPRINT.pack(
-        _KIND_CODES[kind],
+        code,
         amount,
         _ABSENT if description is None else len(described),
         _ABSENT if metadata is None else len(detailed),
