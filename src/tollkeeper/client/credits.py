@@ -20,6 +20,7 @@ from tollkeeper.client.errors import (
     AnswerMalformed,
     AnswerMissing,
     CallFailed,
+    CallMalformed,
     CallRefused,
     ClientError,
     ServiceUnreachable,
@@ -85,6 +86,7 @@ class CreditsClient:
         self._clock = clock or SystemClock()
         self._entropy = entropy
         self._backoff = backoff
+        _check_header("api_key", api_key)
         headers: Headers = (("Authorization", f"Bearer {api_key}"),)
         origin = parse_origin(url)
         self._connections = tuple(
@@ -121,7 +123,7 @@ class CreditsClient:
         Raises:
             CallRefused: it belongs to another tenant.
         """
-        body = msgspec.json.encode({"account_id": account_id, "tenant_id": tenant_id})
+        body = _encoded({"account_id": account_id, "tenant_id": tenant_id})
         return self._decode(await self._call("POST", "/v1/accounts", _JSON, body), Account)
 
     async def account(self, account_id: str) -> Account:
@@ -190,7 +192,7 @@ class CreditsClient:
             else msgspec.structs.replace(operation, idempotency_key=self.mint_key())
             for operation in operations
         ]
-        body = msgspec.json.encode({"operations": keyed})
+        body = _encoded({"operations": keyed})
         answer = self._decode(await self._call("POST", "/v1/batch", _JSON, body), BatchAnswer)
         if len(answer.results) != len(keyed):
             reason = f"{len(answer.results)} results for {len(keyed)} operations"
@@ -210,14 +212,17 @@ class CreditsClient:
         return found
 
     async def _verify_slice(self, request: dict[str, str]) -> Verification:
-        body = msgspec.json.encode(request)
+        body = _encoded(request)
         response = await self._call(
             "POST", "/v1/audit/verify", _JSON, body, timeout_s=VERIFY_TIMEOUT_S
         )
         return self._decode(response, Verification)
 
     async def _write(self, path: str, body: bytes, key: str | None) -> Receipt:
-        headers = (*_JSON, ("Idempotency-Key", key or self.mint_key()))
+        if key is None:  # an empty one is somebody's mistake: the service says so
+            key = self.mint_key()
+        _check_header("key", key)
+        headers = (*_JSON, ("Idempotency-Key", key))
         response = await self._call("POST", path, headers, body)
         replayed = response.header("idempotent-replayed") == "true"
         return Receipt(transaction=self._decode(response, Transaction), replayed=replayed)
@@ -303,7 +308,24 @@ def _joined(first: Verification, second: Verification) -> Verification:
 
 
 def _account_path(account_id: str) -> str:
-    return f"/v1/accounts/{quote(account_id, safe='')}"
+    if not account_id or "/" in account_id:
+        raise CallMalformed(field="account_id", fault="must not be empty nor contain a slash")
+    try:
+        return f"/v1/accounts/{quote(account_id, safe='')}"
+    except UnicodeEncodeError as error:
+        raise CallMalformed(field="account_id", fault="is not valid Unicode text") from error
+
+
+def _encoded(document: object) -> bytes:
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError as error:
+        raise CallMalformed(field="the request", fault="has text that is not Unicode") from error
+
+
+def _check_header(field: str, value: str) -> None:
+    if not value.isascii() or not value.isprintable():
+        raise CallMalformed(field=field, fault="must be visible ASCII characters")
 
 
 def _money_body(
@@ -314,7 +336,7 @@ def _money_body(
         body["description"] = description
     if metadata is not None:
         body["metadata"] = metadata
-    return msgspec.json.encode(body)
+    return _encoded(body)
 
 
 def _retry_after_s(text: str | None) -> float | None:

@@ -1,6 +1,7 @@
 """Errors of the client.
 
 ClientError
+├── CallMalformed             a field cannot be sent as it is: nothing was sent
 ├── ServiceUnreachable        no connection could be made: nothing was sent
 ├── AnswerMissing             sent, and no usable answer came back: the outcome is unknown
 │   ├── ConnectionLost        the connection broke before the answer was whole
@@ -26,6 +27,18 @@ REFUSAL_STATUSES = frozenset({402, 404, 409, 422})
 @dataclass(eq=False, kw_only=True)
 class ClientError(TollkeeperError):
     """A call to a Tollkeeper service did not succeed."""
+
+
+@dataclass(eq=False, kw_only=True)
+class CallMalformed(ClientError):
+    """A field of the call cannot be put into a request; nothing was sent."""
+
+    field: str
+    fault: str
+
+    def message(self) -> str:
+        """Name the field and its fault; the value may be a secret."""
+        return f"{self.field} {self.fault}"
 
 
 @dataclass(eq=False, kw_only=True)

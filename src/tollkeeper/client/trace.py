@@ -57,7 +57,7 @@ class TraceMalformed(ClientError):
     def message(self) -> str:
         """Name the first malformed line, and how many there are."""
         line, problem = self.bad[0]
-        more = f" and {self.count - 1:,} more malformed lines" if self.count > 1 else ""
+        more = f"; {self.count - 1:,} more lines are malformed" if self.count > 1 else ""
         return f"{self.path}, line {line:,}: {problem}{more}; nothing was billed"
 
 

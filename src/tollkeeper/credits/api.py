@@ -17,7 +17,6 @@ from litestar.types import Scope as HttpScope
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.engine import Result
 from tollkeeper.credits.messages import (
-    ID_RULE,
     AccountView,
     BatchAnswer,
     BatchBody,
@@ -193,6 +192,8 @@ class CreditsApi:
         refuse_query(request.scope)
         raw = await read_body(request.receive)
         body = decode_body(self._verify_decoder, raw or b"{}")
+        if body.account_id is not None and body.after is not None:
+            raise requests.invalid("after", "continues a verification of all accounts, not of one")
         found = await self._service.verify(
             None if body.account_id is None else requests.account_id_of(body.account_id),
             principal.tenant_id,
@@ -297,7 +298,7 @@ _ACCOUNT_ID = Parameter(
     name="account_id",
     param_in="path",
     required=True,
-    description=ID_RULE,
+    description=requests.ID_RULE,
     schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
     example="acme-prod",
 )

@@ -14,13 +14,11 @@ from tollkeeper.credits import requests
 from tollkeeper.credits.model import BATCH_LIMIT, Account, Fault, Kind, Transaction
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 
-ID_RULE = "1 to 128 letters, digits or `._~:@!$&'()*+,;=|-`; a letter or digit first"
-
 AccountIdText = Annotated[
-    str, Meta(pattern=requests.ID_PATTERN, description=ID_RULE, examples=["acme-prod"])
+    str, Meta(pattern=requests.ID_PATTERN, description=requests.ID_RULE, examples=["acme-prod"])
 ]
 TenantIdText = Annotated[
-    str, Meta(pattern=requests.ID_PATTERN, description=ID_RULE, examples=["acme"])
+    str, Meta(pattern=requests.ID_PATTERN, description=requests.ID_RULE, examples=["acme"])
 ]
 KeyText = Annotated[
     str,

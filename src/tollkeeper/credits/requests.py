@@ -31,6 +31,8 @@ ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~:@!$&'()*+,;=|-]{0,127}(?![\s\S])"
 """Ids of accounts and tenants: they stand in a URL's path as they are. The end is written as a
 lookahead because `$` would let a final newline pass."""
 
+ID_RULE = "1 to 128 letters, digits or `._~:@!$&'()*+,;=|-`; a letter or digit first"
+
 KEY_PATTERN = r"^[\x21-\x7e]{1,255}(?![\s\S])"
 """Idempotency keys: what an HTTP header can carry."""
 
@@ -44,6 +46,7 @@ METADATA_DEPTH_LIMIT = 8
 """Levels of nesting in metadata, the outermost object included."""
 
 _ID = re.compile(ID_PATTERN)
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # not the text of a backslash and u0000
 _FINGERPRINT = struct.Struct(">BqII")
 _ABSENT = 0xFFFFFFFF
 _ENCODER = msgspec.json.Encoder(order="sorted")
@@ -61,7 +64,7 @@ def account_id_of(text: str) -> AccountId:
         InvalidRequest: it is not an id.
     """
     if _ID.match(text) is None:
-        raise invalid("account_id", "1 to 128 letters, digits or ._~:@!$&'()*+,;=|- are allowed")
+        raise invalid("account_id", f"must be {ID_RULE}")
     return AccountId(text)
 
 
@@ -256,7 +259,7 @@ def canonical_metadata(metadata: dict[str, object], place: str = "") -> str:
         raise invalid(f"{place}metadata", "contains a value that JSON cannot keep") from error
     if len(encoded) > METADATA_LIMIT_BYTES:
         raise invalid(f"{place}metadata", f"at most {METADATA_LIMIT_BYTES} bytes of JSON")
-    if b"\\u0000" in encoded:
+    if _ESCAPED_NUL.search(encoded) is not None:
         raise invalid(f"{place}metadata", "must not contain NUL characters")
     return encoded.decode()
 

@@ -55,11 +55,12 @@ LARGEST: dict[str, object] = {"": "x" * (requests.METADATA_LIMIT_BYTES - 7)}
         ({}, "{}"),
         ({"b": 1, "a": [1.5, None, True]}, '{"a":[1.5,null,true],"b":1}'),
         ({"Ü": "\U0001f600"}, '{"Ü":"\U0001f600"}'),
+        ({"path": "\\u0000"}, '{"path":"\\\\u0000"}'),
         ({"n": 2**64 - 1}, '{"n":18446744073709551615}'),
         (NESTED_8, '{"a":' * 7 + "{}" + "}" * 7),
         (LARGEST, '{"":"' + "x" * (requests.METADATA_LIMIT_BYTES - 7) + '"}'),
     ],
-    ids=["empty", "sorted", "unicode", "large number", "deep", "largest"],
+    ids=["empty", "sorted", "unicode", "text like an escape", "large number", "deep", "largest"],
 )
 def test_metadata_becomes_canonical_json(metadata: dict[str, object], text: str) -> None:
     assert text == canonical_metadata(metadata)
