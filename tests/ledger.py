@@ -130,6 +130,7 @@ class ReferenceLedger:
     kept: dict[tuple[AccountId, bytes], bytes] = field(default_factory=dict)
 
     def decide(self, operation: Operation) -> str:
+        assert isinstance(operation, OpenAccount | Movement)
         account_id, tenant_id = operation.account_id, operation.tenant_id
         if isinstance(operation, OpenAccount):
             is_new = account_id not in self.tenants

@@ -25,6 +25,7 @@ from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
 from tollkeeper.config import Settings
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
+from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
@@ -55,6 +56,7 @@ PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLE
 TAGS = {
     "accounts": "What holds credits. An account belongs to one tenant.",
     "transactions": "What moves credits. Each is one immutable row of the ledger.",
+    "holds": "Credits promised before the work, and taken when its price is known.",
     "audit": "Whether the ledger is what it must be.",
     "service": "For probes and monitoring. These need no key.",
 }
@@ -145,7 +147,10 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         text, content_type = exposition(runtime.registry)
         return ASGIResponse(body=text, media_type=content_type)
 
-    handlers = [*api.routes(), health, ready, metrics]
+    holds = HoldsApi(
+        runtime.credits, clock=runtime.clock, entropy=runtime.entropy, problems=PROBLEMS
+    )
+    handlers = [*api.routes(), *holds.routes(), health, ready, metrics]
     application = Litestar(
         route_handlers=handlers,
         exception_handlers=exception_handlers(PROBLEMS),

@@ -174,7 +174,7 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     shard: int
 
 
-HoldWrite = Capture | Release | Extend
+HoldOperation = Capture | Release | Extend
 Operation = OpenAccount | Movement | Reserve | Capture | Release | Extend | Refund | Sweep
 
 
@@ -246,9 +246,12 @@ Outcome = Opened | Posted | Swept | Refusal
 
 
 class KeyedTransaction(msgspec.Struct, frozen=True, gc=False):
-    """A transaction with the hash of the idempotency key that made it; an expiry has none."""
+    """A transaction with the hash of the idempotency key that made it.
 
-    key_hash: bytes | None
+    The hash is empty for an expiry, which nobody asked for.
+    """
+
+    key_hash: bytes
     transaction: Transaction
 
 

@@ -33,8 +33,8 @@ from tollkeeper.credits.model import (
     Capture,
     Extend,
     Hold,
+    HoldOperation,
     HoldState,
-    HoldWrite,
     KeyedTransaction,
     Kind,
     Loaded,
@@ -243,7 +243,7 @@ class _Planner:
         )  # fmt: skip
         return posted
 
-    def _change_hold(self, running: _Running, write: HoldWrite) -> Posted | Refusal:
+    def _change_hold(self, running: _Running, write: HoldOperation) -> Posted | Refusal:
         hold = self._holds.get(write.hold_id)
         if hold is None or hold.account_id != write.account_id:
             return HoldNotFound(hold_id=write.hold_id)
@@ -362,10 +362,9 @@ class _Planner:
             payment=payment,
         )  # fmt: skip
         running.version, running.head = sequence, digest
-        key_hash = None if kind is Kind.EXPIRE else write.key_hash
-        if key_hash is not None:
-            self._kept[write.account_id, key_hash] = transaction
-        self._written.append(KeyedTransaction(key_hash, transaction))
+        if kind is not Kind.EXPIRE:
+            self._kept[write.account_id, write.key_hash] = transaction
+        self._written.append(KeyedTransaction(write.key_hash, transaction))
         return Posted(transaction, replayed=False)
 
 

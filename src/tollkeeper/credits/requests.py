@@ -36,6 +36,10 @@ ID_RULE = "1 to 128 letters, digits or `._~:@!$&'()*+,;=|-`; a letter or digit f
 KEY_PATTERN = r"^[\x21-\x7e]{1,255}(?![\s\S])"
 """Idempotency keys: what an HTTP header can carry."""
 
+_HEX = "[0-9a-fA-F]"
+UUID7_PATTERN = rf"^{_HEX}{{8}}-{_HEX}{{4}}-7{_HEX}{{3}}-[89abAB]{_HEX}{{3}}-{_HEX}{{12}}(?![\s\S])"
+"""Ids of transactions and holds, as the ledger writes them."""
+
 DESCRIPTION_LIMIT = 500
 """Characters in a description."""
 

@@ -5,7 +5,7 @@ Writes go through the engine; reads are one unit of work each.
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from tollkeeper.credits.chain import AccountVerifier
@@ -36,9 +36,6 @@ from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
 
-PAGE_LIMIT = 1_000
-"""Most transactions in one page of a history."""
-
 VERIFY_ACCOUNTS = 200
 """Accounts read in one unit of work while verifying."""
 
@@ -65,6 +62,7 @@ class _Findings:
     topped_up: int = 0
     consumed: int = 0
     balance: int = 0
+    faults: list[Fault] = field(default_factory=list)
 
 
 class CreditsService:
@@ -170,6 +168,16 @@ class CreditsService:
         self._remember(hold_id, account_id)
         return account_id
 
+    async def account_of_transaction(
+        self, transaction_id: TransactionId, tenant_id: TenantId | None
+    ) -> AccountId:
+        """Return the account of a transaction.
+
+        Raises:
+            TransactionNotFound: there is none, or it is another tenant's.
+        """
+        return (await self.transaction(transaction_id, tenant_id)).account_id
+
     def _remember(self, hold_id: TransactionId, account_id: AccountId) -> None:
         known = self._hold_accounts
         if len(known) >= HOLDS_REMEMBERED:
@@ -225,17 +233,17 @@ class CreditsService:
     async def _verify_one(
         self, connection: Connection, account_id: AccountId, tenant_id: TenantId | None
     ) -> Verification:
-        findings, faults = _Findings(), list[Fault]()
+        findings = _Findings()
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             account = await self._visible(connection, account_id, tenant_id)
             having = await self._store.accounts_with_side_rows(connection, (account,))
-            await self._verify_account(connection, account, having, findings, faults)
-        return _verification(findings, faults, None)
+            await self._verify_account(connection, account, having, findings)
+        return _verification(findings, None)
 
     async def _verify_slice(
         self, connection: Connection, tenant_id: TenantId | None, after: str | None
     ) -> Verification:
-        findings, faults = _Findings(), list[Fault]()
+        findings = _Findings()
         place = (-1, "") if after is None else (shard_of(after), account_id_of(after))
         while True:
             # Heads and rows of a page come from one snapshot; pages need not share theirs.
@@ -245,11 +253,11 @@ class CreditsService:
                 for account in page:
                     place = (account.shard, account.account_id)
                     if tenant_id is None or account.tenant_id == tenant_id:
-                        await self._verify_account(connection, account, having, findings, faults)
+                        await self._verify_account(connection, account, having, findings)
                     if findings.transactions >= VERIFY_TRANSACTIONS:
-                        return _verification(findings, faults, account.account_id)
+                        return _verification(findings, account.account_id)
             if len(page) < VERIFY_ACCOUNTS:
-                return _verification(findings, faults, None)
+                return _verification(findings, None)
 
     async def _verify_account(
         self,
@@ -257,7 +265,6 @@ class CreditsService:
         account: Account,
         having: Collection[AccountId],
         findings: _Findings,
-        faults: list[Fault],
     ) -> None:
         verifier = AccountVerifier(account)
         async for transaction in self._store.chain(connection, account):
@@ -271,7 +278,8 @@ class CreditsService:
         findings.topped_up += verifier.topped_up
         findings.consumed += verifier.consumed
         findings.balance += account.balance
-        faults.extend(found[: FAULTS_LIMIT + 1 - len(faults)])
+        room = FAULTS_LIMIT + 1 - len(findings.faults)
+        findings.faults.extend(found[:room])
 
     async def _side_faults(self, connection: Connection, account: Account) -> list[Fault]:
         """Check that holds and refunds are what the account's transactions say of them."""
@@ -294,9 +302,8 @@ def _side_fault(account: Account, kind: FaultKind, what: str) -> Fault:
     )  # fmt: skip
 
 
-def _verification(
-    findings: _Findings, faults: Sequence[Fault], following: str | None
-) -> Verification:
+def _verification(findings: _Findings, following: str | None) -> Verification:
+    faults = findings.faults
     return Verification(
         accounts=findings.accounts, transactions=findings.transactions,
         topped_up=findings.topped_up, consumed=findings.consumed, balance=findings.balance,

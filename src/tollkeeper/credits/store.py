@@ -18,8 +18,8 @@ from tollkeeper.credits.model import (
     Expiries,
     Extend,
     Hold,
+    HoldOperation,
     HoldState,
-    HoldWrite,
     KeyedTransaction,
     Kind,
     Loaded,
@@ -110,7 +110,7 @@ class LedgerStore:
 
     async def _load_all(self, connection: Connection, operations: Sequence[Operation]) -> Loaded:
         loaded = await self._load_accounts(connection, operations)
-        holds = {(o.shard, o.hold_id) for o in operations if isinstance(o, HoldWrite)}
+        holds = {(o.shard, o.hold_id) for o in operations if isinstance(o, HoldOperation)}
         refunded = {(o.shard, o.refunded_id) for o in operations if isinstance(o, Refund)}
         due = [
             (account.shard, account.account_id)
@@ -402,7 +402,7 @@ def _transaction(row: Row) -> Transaction:
 
 
 def _accepted(keyed: KeyedTransaction) -> tuple[object, ...]:
-    t, key_hash = keyed.transaction, keyed.key_hash
+    t, key_hash = keyed.transaction, keyed.key_hash or None
     return (
         t.shard, t.account_id, t.transaction_id, t.kind, t.amount, t.balance, t.reserved,
         t.sequence, t.fingerprint, t.hash, t.description, t.metadata, key_hash,
