@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from tollkeeper.config import Settings, read_settings
-from tollkeeper.credits.cli import app as credits_app
+from tollkeeper.credits.hold_cli import app as credits_app
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError

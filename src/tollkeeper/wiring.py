@@ -46,6 +46,27 @@ class CreditsRuntime:
 
 
 @asynccontextmanager
+async def ledger_service(settings: Settings) -> AsyncIterator[CreditsService]:
+    """Lend the ledger without HTTP, for periodic jobs that write: an engine with one lane."""
+    clock = SystemClock()
+    connect = connector(dsn_of(settings, "credits"), role=CREDITS_ROLE, settings=SESSION_SETTINGS)
+    pool = Pool(connect, size=2, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    store = LedgerStore()
+    engine = Engine(
+        pool, store, clock=clock,
+        jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
+        metrics=CreditsMetrics(build_registry("worker")), limits=EngineLimits(lanes=1),
+    )  # fmt: skip
+    engine.start()
+    try:
+        yield CreditsService(engine, pool, store)
+    finally:
+        await engine.drain()
+        await engine.close()
+        await pool.close()
+
+
+@asynccontextmanager
 async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     """Build and start the credits service; on leaving, decide what was accepted, then close.
 

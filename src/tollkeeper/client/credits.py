@@ -29,6 +29,8 @@ from tollkeeper.client.messages import (
     Account,
     BatchAnswer,
     BatchResult,
+    Hold,
+    HoldsPage,
     Operation,
     Page,
     Receipt,
@@ -148,17 +150,114 @@ class CreditsClient:
         account_id: str,
         amount: int,
         *,
+        up_to: bool = False,
         description: str | None = None,
         metadata: Mapping[str, object] | None = None,
         key: str | None = None,
     ) -> Receipt:
         """Take credits. Without a `key`, one is minted and kept over this call's retries.
 
+        With `up_to` what is available is taken when it is less; the receipt says how much.
+
         Raises:
             CallRefused: there are not enough, or there is no such account.
         """
-        body = _money_body(amount, description, metadata)
+        body = _money_body(amount, description, metadata, up_to=True if up_to else None)
         return await self._write(f"{_account_path(account_id)}/consumptions", body, key)
+
+    async def hold(
+        self,
+        account_id: str,
+        amount: int,
+        *,
+        expires_in_s: int | None = None,
+        allowance: int | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, object] | None = None,
+        key: str | None = None,
+    ) -> Receipt:
+        """Reserve credits; the receipt's transaction has the `hold_id`.
+
+        Raises:
+            CallRefused: there are not enough, or there is no such account.
+        """
+        body = _money_body(
+            amount, description, metadata, expires_in_s=expires_in_s, allowance=allowance
+        )
+        return await self._write(f"{_account_path(account_id)}/holds", body, key)
+
+    async def capture(
+        self,
+        hold_id: str,
+        amount: int | None = None,
+        *,
+        final: bool = False,
+        metadata: Mapping[str, object] | None = None,
+        key: str | None = None,
+    ) -> Receipt:
+        """Take of a hold: all that is left, or `amount`; `final` gives back what is left after it.
+
+        Raises:
+            CallRefused: the hold is closed, or the amount passes it and its allowance.
+        """
+        body = _money_body(amount, None, metadata, final=True if final else None)
+        return await self._write(f"{_hold_path(hold_id)}/capture", body, key)
+
+    async def release(self, hold_id: str, *, key: str | None = None) -> Receipt:
+        """Give back what is left of a hold.
+
+        Raises:
+            CallRefused: the hold is closed already.
+        """
+        return await self._write(f"{_hold_path(hold_id)}/release", b"{}", key)
+
+    async def extend(
+        self,
+        hold_id: str,
+        *,
+        expires_in_s: int | None = None,
+        amount: int | None = None,
+        key: str | None = None,
+    ) -> Receipt:
+        """Let a hold last longer from now, or hold `amount` more, or both.
+
+        Raises:
+            CallRefused: the hold is closed, or there are not enough credits.
+        """
+        body = _money_body(amount, None, None, expires_in_s=expires_in_s)
+        return await self._write(f"{_hold_path(hold_id)}/extend", body, key)
+
+    async def refund(
+        self,
+        transaction_id: str,
+        amount: int | None = None,
+        *,
+        description: str | None = None,
+        key: str | None = None,
+    ) -> Receipt:
+        """Give back a consumption or a capture: all that was not yet, or `amount`.
+
+        Raises:
+            CallRefused: it took less, or it is neither.
+        """
+        body = _money_body(amount, description, None)
+        return await self._write(f"{_path('transactions', transaction_id)}/refunds", body, key)
+
+    async def read_hold(self, hold_id: str) -> Hold:
+        """Return a hold as it is now."""
+        return self._decode(await self._call("GET", _hold_path(hold_id)), Hold)
+
+    async def holds(self, account_id: str) -> AsyncIterator[Hold]:
+        """Yield the open holds of an account, oldest first, a page in memory at a time."""
+        after = ""
+        while True:
+            path = f"{_account_path(account_id)}/holds?limit={PAGE_LIMIT}{after}"
+            page = self._decode(await self._call("GET", path), HoldsPage)
+            for hold in page.items:
+                yield hold
+            if page.next is None:
+                return
+            after = f"&after={page.next}"
 
     async def page(
         self, account_id: str, *, after: str | None = None, limit: int = PAGE_LIMIT
@@ -308,12 +407,21 @@ def _joined(first: Verification, second: Verification) -> Verification:
 
 
 def _account_path(account_id: str) -> str:
-    if not account_id or "/" in account_id:
-        raise CallMalformed(field="account_id", fault="must not be empty nor contain a slash")
+    return _path("accounts", account_id)
+
+
+def _hold_path(hold_id: str) -> str:
+    return _path("holds", hold_id)
+
+
+def _path(kind: str, name: str) -> str:
+    field = f"{kind.removesuffix('s')}_id"
+    if not name or "/" in name:
+        raise CallMalformed(field=field, fault="must not be empty nor contain a slash")
     try:
-        return f"/v1/accounts/{quote(account_id, safe='')}"
+        return f"/v1/{kind}/{quote(name, safe='')}"
     except UnicodeEncodeError as error:
-        raise CallMalformed(field="account_id", fault="is not valid Unicode text") from error
+        raise CallMalformed(field=field, fault="is not valid Unicode text") from error
 
 
 def _encoded(document: object) -> bytes:
@@ -329,14 +437,13 @@ def _check_header(field: str, value: str) -> None:
 
 
 def _money_body(
-    amount: int, description: str | None, metadata: Mapping[str, object] | None
+    amount: int | None,
+    description: str | None,
+    metadata: Mapping[str, object] | None,
+    **more: object,
 ) -> bytes:
-    body: dict[str, object] = {"amount": amount}
-    if description is not None:
-        body["description"] = description
-    if metadata is not None:
-        body["metadata"] = metadata
-    return _encoded(body)
+    fields = {"amount": amount, "description": description, "metadata": metadata, **more}
+    return _encoded({name: value for name, value in fields.items() if value is not None})
 
 
 def _retry_after_s(text: str | None) -> float | None:

@@ -38,6 +38,33 @@ class Transaction(msgspec.Struct, frozen=True):
     created_at: datetime
     description: str | None = None
     metadata: dict[str, object] | None = None
+    hold_id: str | None = None
+    refund_of: str | None = None
+    freed: int | None = None
+    expires_at: datetime | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Credits promised; `remaining` of `amount` is still reserved."""
+
+    hold_id: str
+    account_id: str
+    state: str
+    amount: int
+    captured: int
+    released: int
+    remaining: int
+    allowance: int
+    overrun: int
+    expires_at: datetime
+    created_at: datetime
+
+
+class HoldsPage(msgspec.Struct, frozen=True):
+    """A page of open holds, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[Hold, ...]
+    next: str | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -57,13 +84,19 @@ class Page(msgspec.Struct, frozen=True):
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     """One operation of a batch."""
 
-    op: Literal["open", "topup", "consume"]
+    op: Literal["open", "topup", "consume", "hold", "capture", "release", "extend", "refund"]
     account_id: str
     tenant_id: str | None = None
     idempotency_key: str | None = None
     amount: int | None = None
     description: str | None = None
     metadata: dict[str, object] | None = None
+    up_to: bool | None = None
+    expires_in_s: int | None = None
+    allowance: int | None = None
+    hold_id: str | None = None
+    final: bool | None = None
+    transaction_id: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""What the routes of the ledger say of themselves in the same words: parameters and money writes."""
+"""What the routes of the ledger say of themselves alike: parameters, pages, money writes."""
 
 import msgspec
 from litestar.openapi.spec import Parameter, Schema
