@@ -187,6 +187,17 @@ BEGIN
 END
 $$;
 
+-- Without its account, transactions would be nobody's, and the next account of that name would inherit them.
+CREATE FUNCTION refuse_removal() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'accounts stay: % refused', TG_OP USING ERRCODE = 'insufficient_privilege';
+END
+$$;
+
+CREATE TRIGGER accounts_stay BEFORE DELETE OR TRUNCATE ON accounts
+FOR EACH STATEMENT EXECUTE FUNCTION refuse_removal();
+
 GRANT SELECT, INSERT, UPDATE ON holds, refunds TO tollkeeper_credits;
 
 SELECT create_partitions(now(), 2, 7);
