@@ -82,8 +82,8 @@ class HoldsApi:
             said(account, _LIST)(self.list_holds),
             said(hold, _READ)(self.read_hold),
             said(f"{hold}/capture", _CAPTURE)(self.capture),
-            said(f"{hold}/release", _RELEASE)(self.release),
             said(f"{hold}/extend", _EXTEND)(self.extend),
+            said(f"{hold}/release", _RELEASE)(self.release),
             said(transaction, _TRANSACTION)(self.read_transaction),
             said(f"{transaction}/refunds", _REFUND)(self.refund),
         ]

@@ -318,7 +318,10 @@ class BatchResult(msgspec.Struct, omit_defaults=True):
 
     status: Annotated[int, Meta(description="what the operation would have answered alone")]
     replayed: Annotated[bool, Meta(description="true: answered as the first time")] = False
-    transaction: TransactionView | TermsView | msgspec.UnsetType = msgspec.UNSET
+    transaction: (
+        Annotated[TransactionView, Meta(description="with the members that its own route adds")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
     account: AccountView | msgspec.UnsetType = msgspec.UNSET
     problem: ProblemDocument | msgspec.UnsetType = msgspec.UNSET
 
