@@ -37,7 +37,7 @@ def test_operations_have_short_names_of_their_own(
 ) -> None:
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
-        "hold", "list_holds", "read_hold", "capture", "extend", "release", "read_transaction",
+        "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
         "refund", "health", "ready", "metrics",
     ] == [
         operation["operationId"]

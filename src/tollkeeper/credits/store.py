@@ -58,6 +58,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 _NEEDING_MORE = (Capture, Release, Extend, Refund, Sweep)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_LAST_MS = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MILLISECOND  # an id has room for more
 _KINDS: Final[Mapping[str, Kind]] = {kind.value: kind for kind in Kind}
 
 
@@ -357,8 +358,8 @@ def accounts_of(operations: Iterable[Operation]) -> dict[AccountId, int]:
 
 
 def moment_of(identifier: UUID) -> datetime:
-    """Return the start of the millisecond inside a UUIDv7."""
-    return _EPOCH + (identifier.int >> 80) * _MILLISECOND
+    """Return the start of the millisecond inside a UUIDv7; at most the end of the calendar."""
+    return _EPOCH + min(identifier.int >> 80, _LAST_MS) * _MILLISECOND
 
 
 def _is_expiry_due(account: Account, now: datetime) -> bool:
