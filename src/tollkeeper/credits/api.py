@@ -27,6 +27,7 @@ from tollkeeper.credits.messages import (
     MovementBody,
     OpenAccountBody,
     OpenItem,
+    TopupBody,
     TopupItem,
     TransactionView,
     VerificationView,
@@ -96,6 +97,7 @@ class CreditsApi:
         self._entropy = entropy
         self._problems = problems
         self._open_decoder = msgspec.json.Decoder(OpenAccountBody)
+        self._topup_decoder = msgspec.json.Decoder(TopupBody)
         self._movement_decoder = msgspec.json.Decoder(MovementBody)
         self._batch_decoder = msgspec.json.Decoder(BatchBody)
         self._verify_decoder = msgspec.json.Decoder(VerifyBody)
@@ -222,7 +224,12 @@ class CreditsApi:
             refuse_query(scope)
         key = idempotency_key(scope["headers"])
         account_id = requests.account_id_of(account)
-        body = decode_body(self._movement_decoder, await read_body(receive))
+        raw = await read_body(receive)
+        body: MovementBody
+        if kind is Kind.TOPUP:
+            body = decode_body(self._topup_decoder, raw)
+        else:
+            body = decode_body(self._movement_decoder, raw)
         posted = await self._service.execute_one(
             requests.movement(
                 kind=kind,
@@ -233,6 +240,7 @@ class CreditsApi:
                 tenant_id=principal.tenant_id,
                 description=body.description,
                 metadata=body.metadata,
+                payment=body.payment if isinstance(body, TopupBody) else None,
             )
         )
         assert isinstance(posted, Posted)
@@ -246,14 +254,16 @@ class CreditsApi:
     def _operation(
         self, item: OpenItem | TopupItem | ConsumeItem, principal: Principal, index: int
     ) -> Operation:
+        place = f"operations[{index}]."
         if isinstance(item, OpenItem):
-            _check_tenant(principal, item.tenant_id, place=f"operations[{index}].")
-            return requests.open_account(item.account_id, item.tenant_id)
+            _check_tenant(principal, item.tenant_id, place)
+            return requests.open_account(item.account_id, item.tenant_id, place)
         return requests.movement(
             kind=Kind.TOPUP if type(item) is TopupItem else Kind.CONSUME,
             account_id=item.account_id, amount=item.amount, key=item.idempotency_key,
             entropy=self._entropy(), tenant_id=principal.tenant_id,
-            description=item.description, metadata=item.metadata, place=f"operations[{index}].",
+            description=item.description, metadata=item.metadata,
+            payment=item.payment if isinstance(item, TopupItem) else None, place=place,
         )  # fmt: skip
 
     def _result(self, result: Result) -> BatchResult:
@@ -341,15 +351,13 @@ def _key_header(example: str) -> Parameter:
     )
 
 
-def _movement(
-    summary: str, key: str, example: dict[str, object], *more: type[errors.Refusal]
-) -> RouteFacts:
+def _movement(summary: str, key: str, body: Body, more: type[errors.Refusal]) -> RouteFacts:
     return RouteFacts(
         summary=summary,
         tag="transactions",
         scope=Scope.CREDITS_WRITE,
         parameters=(_ACCOUNT_ID, _key_header(key)),
-        body=Body(struct=MovementBody, example=example),
+        body=body,
         answers={
             201: Answer(
                 description="done: the transaction, and the account's state after it",
@@ -359,7 +367,7 @@ def _movement(
         },
         problems=(
             errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid,
-            errors.AccountNotFound, errors.KeyReused, errors.KeyExpired, *more,
+            errors.AccountNotFound, errors.KeyReused, errors.KeyExpired, more,
         ),
     )  # fmt: skip
 
@@ -386,13 +394,20 @@ _READ = RouteFacts(
 _TOP_UP = _movement(
     "Top up",
     "purchase-1",
-    {"amount": 10_000, "description": "first purchase"},
+    Body(
+        struct=TopupBody,
+        example={
+            "amount": 10_000,
+            "description": "first purchase",
+            "payment": {"method": "card", "reference": "charge-1"},
+        },
+    ),
     errors.BalanceTooLarge,
 )
 _CONSUME = _movement(
     "Consume",
     "usage-1",
-    {"amount": 250, "metadata": {"model": "small"}},
+    Body(struct=MovementBody, example={"amount": 250, "metadata": {"model": "small"}}),
     errors.InsufficientCredits,
 )
 _HISTORY = RouteFacts(

@@ -82,7 +82,8 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `key_hash` is SHA-256 of the key, `key_ms` the time inside a UUIDv7 key, `fingerprint` SHA-256
     of the request, `entropy` the random bits of the id its transaction will have. `tenant_id` is
-    the tenant the caller is bound to, if any.
+    the tenant the caller is bound to, if any. `metadata` and `payment` are canonical JSON; they and
+    the description are masked already.
     """
 
     kind: Kind
@@ -96,6 +97,7 @@ class Movement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     entropy: int
     description: str | None
     metadata: str | None
+    payment: str | None = None
 
 
 Operation = OpenAccount | Movement
