@@ -170,6 +170,7 @@ def test_the_look_before_the_work_passes_over_what_is_usual() -> None:
     assert not may_hold_payment('{"model":"small","tokens":1200,"success":true,"at":1732510015.5}')
     assert may_hold_payment('{"a":4111111111111111.0}')
     assert may_hold_payment('{"a":"cvv 123"}')
+    assert may_hold_payment(r'{"a":"4111\t1111\t1111\t1111"}')
 
 
 def test_two_names_that_are_masked_alike_are_one_whatever_their_order() -> None:
