@@ -50,6 +50,7 @@ def movements(prefix: str = "") -> st.SearchStrategy[Movement]:
         tenant_id=st.none() | st.sampled_from(TENANTS),
         description=st.none() | texts.filter(bool),
         metadata=st.none() | documents,
+        payment=st.none() | documents,
     )
 
 

@@ -30,11 +30,11 @@ from tollkeeper.credits.messages import (
     HoldishItem,
     HoldItem,
     Item,
-    MovementBody,
     OpenAccountBody,
     OpenItem,
     RefundItem,
     ReleaseItem,
+    TopupBody,
     TopupItem,
     TransactionView,
     VerificationView,
@@ -122,9 +122,7 @@ class CreditsApi:
         self._entropy = entropy
         self._problems = problems
         self._open_decoder = msgspec.json.Decoder(OpenAccountBody)
-        self._topup_decoder: msgspec.json.Decoder[MovementBody]
-        self._topup_decoder = msgspec.json.Decoder(MovementBody)
-        self._consumption_decoder: msgspec.json.Decoder[MovementBody]
+        self._topup_decoder = msgspec.json.Decoder(TopupBody)
         self._consumption_decoder = msgspec.json.Decoder(ConsumptionBody)
         self._batch_decoder = msgspec.json.Decoder(BatchBody)
         self._verify_decoder = msgspec.json.Decoder(VerifyBody)
@@ -253,8 +251,12 @@ class CreditsApi:
             refuse_query(scope)
         key = idempotency_key(scope["headers"])
         account_id = requests.account_id_of(account)
-        decoder = self._topup_decoder if kind is Kind.TOPUP else self._consumption_decoder
-        body = decode_body(decoder, await read_body(receive))
+        raw = await read_body(receive)
+        body: TopupBody | ConsumptionBody
+        if kind is Kind.TOPUP:
+            body = decode_body(self._topup_decoder, raw)
+        else:
+            body = decode_body(self._consumption_decoder, raw)
         posted = await self._service.execute_one(
             requests.movement(
                 kind=kind,
@@ -265,7 +267,8 @@ class CreditsApi:
                 tenant_id=principal.tenant_id,
                 description=body.description,
                 metadata=body.metadata,
-                up_to=type(body) is ConsumptionBody and body.up_to,
+                up_to=isinstance(body, ConsumptionBody) and body.up_to,
+                payment=body.payment if isinstance(body, TopupBody) else None,
             )
         )
         assert isinstance(posted, Posted)
@@ -278,8 +281,8 @@ class CreditsApi:
         place = f"operations[{index}]."
         match item:
             case OpenItem():
-                _check_tenant(principal, item.tenant_id, place=place)
-                return requests.open_account(item.account_id, item.tenant_id)
+                _check_tenant(principal, item.tenant_id, place)
+                return requests.open_account(item.account_id, item.tenant_id, place)
             case TopupItem() | ConsumeItem():
                 is_topup = isinstance(item, TopupItem)
                 return requests.movement(
@@ -287,7 +290,8 @@ class CreditsApi:
                     account_id=item.account_id, amount=item.amount, key=item.idempotency_key,
                     entropy=self._entropy(), tenant_id=principal.tenant_id,
                     description=item.description, metadata=item.metadata,
-                    up_to=isinstance(item, ConsumeItem) and item.up_to, place=place,
+                    up_to=isinstance(item, ConsumeItem) and item.up_to,
+                    payment=item.payment if isinstance(item, TopupItem) else None, place=place,
                 )  # fmt: skip
             case _:
                 return self._hold_operation(item, principal, place)
@@ -394,7 +398,14 @@ _READ = RouteFacts(
 _TOP_UP = written(
     "Top up",
     "purchase-1",
-    Body(struct=MovementBody, example={"amount": 10_000, "description": "first purchase"}),
+    Body(
+        struct=TopupBody,
+        example={
+            "amount": 10_000,
+            "description": "first purchase",
+            "payment": {"method": "card", "reference": "charge-1"},
+        },
+    ),
     place=ACCOUNT_ID,
     view=TransactionView,
     problems=(errors.AccountNotFound, errors.BalanceTooLarge),

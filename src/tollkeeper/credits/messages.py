@@ -41,14 +41,26 @@ KeyText = Annotated[
 ]
 Amount = Annotated[int, Meta(ge=1, le=MAX_AMOUNT_MINOR, description="minor units", examples=[250])]
 Description = Annotated[
-    str | None, Meta(description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever")
+    str | None,
+    Meta(
+        description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever; "
+        "card numbers in it are masked"
+    ),
 ]
 AnyValue = Annotated[object, Meta(extra_json_schema={"description": "any JSON value"})]
 Metadata = Annotated[
     dict[str, AnyValue] | None,
     Meta(
         description=f"any JSON members; at most {requests.METADATA_LIMIT_BYTES:,} bytes and "
-        f"{requests.METADATA_DEPTH_LIMIT} levels, kept for ever"
+        f"{requests.METADATA_DEPTH_LIMIT} levels, kept for ever; payment data in it is masked"
+    ),
+]
+Payment = Annotated[
+    dict[str, AnyValue] | None,
+    Meta(
+        description="how it was paid: any JSON members, within the limits of `metadata`. Of a card "
+        "number the last four digits are kept, of a holder's name two letters, of a CVV, a PIN or "
+        "track data nothing"
     ),
 ]
 
@@ -80,11 +92,11 @@ ProblemDocument = Annotated[
     dict[str, AnyValue],
     Meta(description="the problem document (RFC 9457) that it would have answered alone"),
 ]
-ExactDescription = Annotated[str | None, Meta(description="as it came; null if none did")]
+ExactDescription = Annotated[str | None, Meta(description="as it came, masked; null if none did")]
 ExactMetadata = Annotated[
     msgspec.Raw | None,
     Meta(
-        description="as it came, members sorted; null if none did",
+        description="as it came, masked, members sorted; null if none did",
         extra_json_schema={"anyOf": [{"type": "object"}, {"type": "null"}]},
     ),
 ]
@@ -103,6 +115,12 @@ class MovementBody(msgspec.Struct, forbid_unknown_fields=True):
     amount: Amount
     description: Description = None
     metadata: Metadata = None
+
+
+class TopupBody(MovementBody, forbid_unknown_fields=True):
+    """How much, what for, and how it was paid."""
+
+    payment: Payment = None
 
 
 class ConsumptionBody(MovementBody, forbid_unknown_fields=True):
@@ -168,6 +186,8 @@ class _MovementItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op"):
 
 class TopupItem(_MovementItem, tag="topup"):
     """An operation of a batch: top up."""
+
+    payment: Payment = None
 
 
 class ConsumeItem(_MovementItem, tag="consume"):

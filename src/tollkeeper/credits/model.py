@@ -107,7 +107,8 @@ class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `key_hash` is SHA-256 of the key, `key_ms` the time inside a UUIDv7 key, `fingerprint` SHA-256
     of the request, `entropy` the random bits of the id its transaction will have. `tenant_id` is
-    the tenant the caller is bound to, if any.
+    the tenant the caller is bound to, if any. `metadata` and `payment` are canonical JSON; they and
+    the description are masked already.
     """
 
     account_id: AccountId
@@ -119,6 +120,7 @@ class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     entropy: int
     description: str | None
     metadata: str | None
+    payment: str | None = None
 
 
 class Movement(Write, frozen=True, kw_only=True, gc=False):

@@ -1,6 +1,7 @@
-"""From a caller's words to operations: text rules, canonical metadata, fingerprint, key hash.
+"""From a caller's words to operations: text rules, masking, canonical JSON, fingerprint, key hash.
 
-Pure.
+Card numbers and what goes with them are masked here, before anything is made of a request: no
+operation, fingerprint or hash has ever seen them. Pure.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from tollkeeper.credits.errors import FieldProblem, InvalidRequest
+from tollkeeper.credits.masking import mask_document, mask_payment, mask_text, may_hold_payment
 from tollkeeper.credits.model import (
     HOLD_DEFAULT_S,
     Capture,
@@ -25,6 +27,7 @@ from tollkeeper.credits.model import (
     Release,
     Reserve,
 )
+from tollkeeper.kernel.cards import holds_card
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of, uuid7_milliseconds
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~:@!$&'()*+,;=|-]{0,127}(?![\s\S])"
@@ -44,14 +47,15 @@ DESCRIPTION_LIMIT = 500
 """Characters in a description."""
 
 METADATA_LIMIT_BYTES = 4_096
-"""Bytes of an operation's metadata as canonical JSON."""
+"""Bytes of an operation's metadata, and of its payment, as canonical JSON."""
 
 METADATA_DEPTH_LIMIT = 8
-"""Levels of nesting in metadata, the outermost object included."""
+"""Levels of nesting in metadata and in a payment, the outermost object included."""
 
 _ID = re.compile(ID_PATTERN)
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")  # not the text of a backslash and u0000
 _FINGERPRINT = struct.Struct(">BqII")
+_LENGTH = struct.Struct(">I")
 _ABSENT = 0xFFFFFFFF
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _KIND_CODES = {
@@ -69,11 +73,18 @@ def account_id_of(text: str) -> AccountId:
     """
     if _ID.match(text) is None:
         raise invalid("account_id", f"must be {ID_RULE}")
+    _refuse_card("account_id", text)
     return AccountId(text)
 
 
-def open_account(account_id: str, tenant_id: str) -> OpenAccount:
-    """Return the operation that opens an account; both ids match `ID_PATTERN`."""
+def open_account(account_id: str, tenant_id: str, place: str = "") -> OpenAccount:
+    """Return the operation that opens an account; both ids match `ID_PATTERN`.
+
+    Raises:
+        InvalidRequest: an id is a card number.
+    """
+    _refuse_card(f"{place}account_id", account_id)
+    _refuse_card(f"{place}tenant_id", tenant_id)
     return OpenAccount(
         account_id=AccountId(account_id), shard=shard_of(account_id), tenant_id=TenantId(tenant_id)
     )
@@ -90,6 +101,7 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
     description: str | None = None,
     metadata: dict[str, object] | None = None,
     up_to: bool = False,
+    payment: dict[str, object] | None = None,
     place: str = "",
 ) -> Movement:
     """Return the operation a money write asks for; ids, key and amount match their rules.
@@ -97,15 +109,18 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
     `place` goes before the field's name in errors (`operations[3].`).
 
     Raises:
-        InvalidRequest: description or metadata cannot be stored as they stand.
+        InvalidRequest: the account's id or the key is a card number; description, metadata or
+            payment cannot be stored as they stand.
     """
-    text = _checked(description, metadata, place)
+    described, detailed = _kept_text(account_id, key, description, metadata, place)
+    paid = None if payment is None else canonical_payment(payment, place)
     code = _UP_TO_CODE if up_to else _KIND_CODES[kind]
     return Movement(
         kind=kind, account_id=AccountId(account_id), shard=shard_of(account_id),
         tenant_id=tenant_id, amount=amount, key_hash=hashlib.sha256(key.encode()).digest(),
-        key_ms=uuid7_milliseconds(key), fingerprint=_fingerprint(code, amount, description, text),
-        entropy=entropy, description=description, metadata=text, up_to=up_to,
+        key_ms=uuid7_milliseconds(key), entropy=entropy,
+        fingerprint=_fingerprint(code, amount, described, detailed, payment=paid),
+        description=described, metadata=detailed, payment=paid, up_to=up_to,
     )  # fmt: skip
 
 
@@ -205,8 +220,10 @@ class _Common(TypedDict):
 
 
 def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
-    text = _checked(words.description, words.metadata, words.place)
-    detail = hashlib.sha256(_KIND_CODES[kind].to_bytes(1, "big") + terms).digest()
+    described, detailed = _kept_text(
+        words.account_id, words.key, words.description, words.metadata, words.place
+    )
+    asked = hashlib.sha256(_KIND_CODES[kind].to_bytes(1, "big") + terms).digest()
     return {
         "account_id": AccountId(words.account_id),
         "shard": shard_of(words.account_id),
@@ -214,63 +231,111 @@ def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
         "key_hash": hashlib.sha256(words.key.encode()).digest(),
         "key_ms": uuid7_milliseconds(words.key),
         "fingerprint": hashlib.sha256(
-            detail + _fingerprint(_KIND_CODES[kind], 0, words.description, text)
+            asked + _fingerprint(_KIND_CODES[kind], 0, described, detailed)
         ).digest(),
         "entropy": words.entropy,
-        "description": words.description,
-        "metadata": text,
+        "description": described,
+        "metadata": detailed,
     }
 
 
-def _checked(description: str | None, metadata: dict[str, object] | None, place: str) -> str | None:
-    """Check what is free text and return metadata as canonical JSON."""
-    if description is not None:
-        _check_description(description, place)
-    return None if metadata is None else canonical_metadata(metadata, place)
+def _kept_text(  # noqa: PLR0917  # the hot path: one flat call
+    account_id: str,
+    key: str,
+    description: str | None,
+    metadata: dict[str, object] | None,
+    place: str,
+) -> tuple[str | None, str | None]:
+    """Return description and metadata as they are kept, masked; refuse card numbers in names."""
+    _refuse_card(f"{place}account_id", account_id)
+    # A hash of a card number is no secret: there are few enough of them to try them all.
+    _refuse_card(f"{place}idempotency_key" if place else "Idempotency-Key", key)
+    return (
+        None if description is None else _described(description, place),
+        None if metadata is None else canonical_metadata(metadata, place),
+    )
 
 
-def fingerprint(kind: Kind, amount: int, description: str | None, metadata: str | None) -> bytes:
-    """Return SHA-256 of what a movement asks of its account: equal requests, equal bytes."""
-    return _fingerprint(_KIND_CODES[kind], amount, description, metadata)
+def fingerprint(
+    kind: Kind,
+    amount: int,
+    description: str | None,
+    metadata: str | None,
+    *,
+    payment: str | None = None,
+) -> bytes:
+    """Return SHA-256 of what a movement asks of its account: equal requests, equal bytes.
+
+    A payment comes last and with its length; without one the bytes end before it.
+    """
+    return _fingerprint(_KIND_CODES[kind], amount, description, metadata, payment=payment)
 
 
-def _fingerprint(code: int, amount: int, description: str | None, metadata: str | None) -> bytes:
-    if description is None and metadata is None:
-        head = _FINGERPRINT.pack(code, amount, _ABSENT, _ABSENT)
-        return hashlib.sha256(head).digest()
+def _fingerprint(
+    code: int,
+    amount: int,
+    description: str | None,
+    metadata: str | None,
+    *,
+    payment: str | None = None,
+) -> bytes:
     described = b"" if description is None else description.encode()
     detailed = b"" if metadata is None else metadata.encode()
-    head = _FINGERPRINT.pack(
+    asked = _FINGERPRINT.pack(
         code,
         amount,
         _ABSENT if description is None else len(described),
         _ABSENT if metadata is None else len(detailed),
     )
-    return hashlib.sha256(head + described + detailed).digest()
+    if described or detailed:
+        asked += described + detailed
+    if payment is not None:
+        paid = payment.encode()
+        asked += _LENGTH.pack(len(paid)) + paid
+    return hashlib.sha256(asked).digest()
 
 
 def canonical_metadata(metadata: dict[str, object], place: str = "") -> str:
-    """Return metadata as JSON with sorted keys and no white space.
+    """Return metadata, masked, as JSON with sorted keys and no white space.
 
     Raises:
         InvalidRequest: too large, too deep, a NUL character, or a number JSON cannot keep.
     """
-    if _depth_exceeds(metadata, METADATA_DEPTH_LIMIT):
-        raise invalid(f"{place}metadata", f"at most {METADATA_DEPTH_LIMIT} levels deep")
-    try:
-        encoded = _ENCODER.encode(metadata)
-    except (OverflowError, ValueError, TypeError, UnicodeEncodeError) as error:
-        raise invalid(f"{place}metadata", "contains a value that JSON cannot keep") from error
-    if len(encoded) > METADATA_LIMIT_BYTES:
-        raise invalid(f"{place}metadata", f"at most {METADATA_LIMIT_BYTES} bytes of JSON")
-    if _ESCAPED_NUL.search(encoded) is not None:
-        raise invalid(f"{place}metadata", "must not contain NUL characters")
-    return encoded.decode()
+    field = f"{place}metadata"
+    text = _canonical(metadata, field)
+    if not may_hold_payment(text):
+        return text
+    return _canonical(mask_document(msgspec.json.decode(text)), field)
+
+
+def canonical_payment(payment: dict[str, object], place: str = "") -> str:
+    """Return payment data, masked, as `canonical_metadata` does metadata.
+
+    Raises:
+        InvalidRequest: as there.
+    """
+    field = f"{place}payment"
+    return _canonical(mask_payment(msgspec.json.decode(_canonical(payment, field))), field)
 
 
 def invalid(field: str, detail: str) -> InvalidRequest:
     """Return the error that names one field."""
     return InvalidRequest(errors=(FieldProblem(field=field, detail=detail),))
+
+
+def _refuse_card(field: str, text: str) -> None:
+    """Refuse a name that is a card number, without repeating it: names are kept as they are."""
+    if holds_card(text):
+        raise invalid(field, "must not hold a card number")
+
+
+def _described(description: str, place: str) -> str:
+    """Return a description, masked. It keeps to the limits before, and again after."""
+    _check_description(description, place)
+    masked = mask_text(description)
+    if masked != description:
+        _check_description(masked, place)
+    return masked
 
 
 def _check_description(description: str, place: str) -> None:
@@ -282,6 +347,20 @@ def _check_description(description: str, place: str) -> None:
         description.encode()
     except UnicodeEncodeError as error:
         raise invalid(f"{place}description", "must not contain lone surrogates") from error
+
+
+def _canonical(document: dict[str, object], field: str) -> str:
+    if _depth_exceeds(document, METADATA_DEPTH_LIMIT):
+        raise invalid(field, f"at most {METADATA_DEPTH_LIMIT} levels deep")
+    try:
+        encoded = _ENCODER.encode(document)
+    except (OverflowError, ValueError, TypeError, UnicodeEncodeError) as error:
+        raise invalid(field, "contains a value that JSON cannot keep") from error
+    if len(encoded) > METADATA_LIMIT_BYTES:
+        raise invalid(field, f"at most {METADATA_LIMIT_BYTES} bytes of JSON")
+    if _ESCAPED_NUL.search(encoded) is not None:
+        raise invalid(field, "must not contain NUL characters")
+    return encoded.decode()
 
 
 def _depth_exceeds(value: object, levels: int) -> bool:
