@@ -13,6 +13,9 @@ from tollkeeper.app import PROBLEMS
 from tollkeeper.credits.messages import VerificationView
 from tollkeeper.credits.model import Verification
 
+NO_KEY = "0190a5a0-0000-7000-8000-000000000000"
+"""The id of a key in the examples: a service makes its own, so there is none of this id."""
+
 
 @pytest.fixture(scope="module")
 def page(service: Service) -> str:
@@ -36,6 +39,7 @@ def test_operations_have_short_names_of_their_own(
 ) -> None:
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
+        "create_key", "list_keys", "rotate_key", "revoke_key", "list_key_events",
         "health", "ready", "metrics",
     ] == [
         operation["operationId"]
@@ -82,6 +86,11 @@ def test_every_example_works_as_it_stands_in_their_order(service: Service, page:
         "GET /v1/accounts/acme-prod/transactions": 200,
         "POST /v1/batch": 200,
         "POST /v1/audit/verify": 200,
+        "POST /v1/keys": 201,
+        "GET /v1/keys": 200,
+        f"POST /v1/keys/{NO_KEY}/rotate": 404,
+        f"POST /v1/keys/{NO_KEY}/revoke": 404,
+        "GET /v1/keys/events": 200,
         "GET /health": 200,
         "GET /health/ready": 200,
         "GET /metrics": 200,

@@ -15,8 +15,10 @@ from structlog.testing import capture_logs
 
 from tollkeeper.access.api import PROBLEMS
 from tollkeeper.access.errors import KeyInvalid, KeysUnavailable, KeyUnknown
+from tollkeeper.access.issuer import KeyIssuer
+from tollkeeper.access.keyfile import ensure_development_key as ensure_key
 from tollkeeper.access.model import hash_token, is_token
-from tollkeeper.access.service import AccessService, KeyMaker
+from tollkeeper.access.service import AccessService
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.embedded import EmbeddedServer
@@ -26,7 +28,7 @@ from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import TenantId, system_entropy, system_token
 from tollkeeper.kernel.principal import Scope
-from tollkeeper.web.auth import Authentication
+from tollkeeper.web.auth import Authentication, AuthenticationTally
 from tollkeeper.web.problem import SHARED_PROBLEMS
 from tollkeeper.wiring import ensure_development_key
 
@@ -50,8 +52,8 @@ async def reader_pool(access_dsn: str) -> AsyncIterator[Pool]:
 
 
 @pytest.fixture
-def maker(owner_pool: Pool) -> KeyMaker:
-    return KeyMaker(owner_pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
+def issuer(owner_pool: Pool) -> KeyIssuer:
+    return KeyIssuer(owner_pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
 
 
 @pytest.fixture
@@ -92,8 +94,9 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_key_is_known_after_a_refresh(maker: KeyMaker, checker: AccessService) -> None:
-    key, token = await maker.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
+async def test_key_is_known_after_a_refresh(issuer: KeyIssuer, checker: AccessService) -> None:
+    issued = await issuer.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
+    key, token = issued.key, issued.token
     await checker.refresh()
 
     principal = checker.principal_of(token)
@@ -103,8 +106,8 @@ async def test_key_is_known_after_a_refresh(maker: KeyMaker, checker: AccessServ
     assert is_token(token)
 
 
-async def test_key_is_kept_only_as_hash(maker: KeyMaker, connection: Connection) -> None:
-    _, token = await maker.create_key("billing", scopes=READ)
+async def test_key_is_kept_only_as_hash(issuer: KeyIssuer, connection: Connection) -> None:
+    token = (await issuer.create_key("billing", scopes=READ)).token
 
     row = str(await connection.fetchrow("SELECT k::text FROM api_keys AS k"))
     assert hash_token(token).hex() in row
@@ -124,10 +127,10 @@ async def test_unknown_key_is_refused_without_a_round_trip(
 
 
 async def test_revoked_key_stops_working_after_the_next_refresh(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
-    _, kept = await maker.create_key("kept", scopes=READ)
-    _, revoked = await maker.create_key("revoked", scopes=READ)
+    kept = (await issuer.create_key("kept", scopes=READ)).token
+    revoked = (await issuer.create_key("revoked", scopes=READ)).token
     await checker.refresh()
     await revoke(connection, revoked)
     assert is_valid(checker, revoked)
@@ -139,12 +142,12 @@ async def test_revoked_key_stops_working_after_the_next_refresh(
 
 
 async def test_changes_arrive_by_themselves(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     checker.start()
     try:
         await eventually(lambda: checker.is_loaded)
-        _, token = await maker.create_key("billing", scopes=READ)
+        token = (await issuer.create_key("billing", scopes=READ)).token
         await eventually(lambda: is_valid(checker, token))
         await revoke(connection, token)
         await eventually(lambda: not is_valid(checker, token))
@@ -152,8 +155,8 @@ async def test_changes_arrive_by_themselves(
         await checker.close()
 
 
-async def test_unchanged_keys_are_not_read_again(maker: KeyMaker, checker: AccessService) -> None:
-    await maker.create_key("billing", scopes=READ)
+async def test_unchanged_keys_are_not_read_again(issuer: KeyIssuer, checker: AccessService) -> None:
+    await issuer.create_key("billing", scopes=READ)
     with capture_logs() as logs:
         await checker.refresh()
         await checker.refresh()
@@ -171,9 +174,9 @@ async def test_unchanged_keys_are_not_read_again(maker: KeyMaker, checker: Acces
     ],
 )
 async def test_every_change_moves_the_version(
-    maker: KeyMaker, connection: Connection, change: str
+    issuer: KeyIssuer, connection: Connection, change: str
 ) -> None:
-    await maker.create_key("billing", scopes=READ)
+    await issuer.create_key("billing", scopes=READ)
     before = await version(connection)
     await connection.execute(change)
 
@@ -181,7 +184,7 @@ async def test_every_change_moves_the_version(
 
 
 async def test_concurrent_changes_are_all_seen(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     """Refreshing all the while, nothing that committed between two reads is missed."""
     checker.start()
@@ -189,7 +192,7 @@ async def test_concurrent_changes_are_all_seen(
     try:
         async with asyncio.TaskGroup() as group:
             for number in range(20):
-                group.create_task(_create(maker, f"key {number}", made))
+                group.create_task(_create(issuer, f"key {number}", made))
             for _ in range(20):
                 group.create_task(checker.refresh())
         await checker.refresh()
@@ -201,8 +204,8 @@ async def test_concurrent_changes_are_all_seen(
     assert 20 == await version(connection)
 
 
-async def _create(maker: KeyMaker, name: str, made: list[str]) -> None:
-    _, token = await maker.create_key(name, scopes=READ)
+async def _create(issuer: KeyIssuer, name: str, made: list[str]) -> None:
+    token = (await issuer.create_key(name, scopes=READ)).token
     made.append(token)
 
 
@@ -210,21 +213,28 @@ async def _create(maker: KeyMaker, name: str, made: list[str]) -> None:
     "statement",
     [
         "INSERT INTO api_keys SELECT * FROM api_keys",
-        "UPDATE api_keys SET revoked_at = NULL",
+        "UPDATE api_keys SET scopes = '{admin}'",
+        "UPDATE api_keys SET token_hash = sha256('')",
+        "UPDATE api_keys SET tenant_id = NULL",
         "DELETE FROM api_keys",
         "TRUNCATE api_keys",
         "UPDATE api_keys_version SET version = 0",
+        "INSERT INTO api_key_events SELECT * FROM api_key_events",
+        "UPDATE api_key_events SET actor = 'owner'",
+        "DELETE FROM api_key_events",
+        "TRUNCATE api_key_events",
+        "DELETE FROM api_key_uses",
     ],
 )
-async def test_services_may_only_read(reader_pool: Pool, statement: str) -> None:
+async def test_services_may_do_no_more_than_they_need(reader_pool: Pool, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         async with reader_pool.connection() as connection:
             await connection.execute(statement)
 
 
-async def test_key_that_cannot_be_is_not_made(maker: KeyMaker, connection: Connection) -> None:
+async def test_key_that_cannot_be_is_not_made(issuer: KeyIssuer, connection: Connection) -> None:
     with pytest.raises(KeyInvalid):
-        await maker.create_key("", scopes=READ)
+        await issuer.create_key("", scopes=READ)
 
     assert 0 == await version(connection)
 
@@ -248,12 +258,12 @@ async def test_constraints_refuse_what_the_model_refuses(connection: Connection)
 
 
 async def test_last_known_keys_work_while_the_database_is_away(
-    maker: KeyMaker,
+    issuer: KeyIssuer,
     checker: AccessService,
     connection: Connection,
     server: EmbeddedServer,
 ) -> None:
-    _, token = await maker.create_key("billing", scopes=READ)
+    token = (await issuer.create_key("billing", scopes=READ)).token
     checker.start()
     await eventually(lambda: checker.is_loaded)
     database = await connection.fetchval("SELECT current_database()")
@@ -297,28 +307,28 @@ async def test_without_a_database_no_key_is_judged(tmp_path: Path) -> None:
 
 
 async def test_development_key_is_made_once(
-    maker: KeyMaker, checker: AccessService, tmp_path: Path
+    issuer: KeyIssuer, checker: AccessService, tmp_path: Path
 ) -> None:
     path = tmp_path / "data" / "dev.key"
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     await checker.refresh()
 
     assert set(Scope) == checker.principal_of(token).scopes
     assert token.startswith("tk_dev_")
     assert f"{token}\n" == path.read_text()
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
-    assert token == await maker.ensure_development_key(path)
+    assert token == await ensure_key(issuer, path)
     assert [path] == list(path.parent.iterdir())
 
 
 async def test_development_key_of_another_database_is_replaced(
-    maker: KeyMaker, checker: AccessService, connection: Connection, tmp_path: Path
+    issuer: KeyIssuer, checker: AccessService, connection: Connection, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
-    old = await maker.ensure_development_key(path)
+    old = await ensure_key(issuer, path)
     await connection.execute("TRUNCATE api_keys")
 
-    new = await maker.ensure_development_key(path)
+    new = await ensure_key(issuer, path)
     assert new != old
     assert f"{new}\n" == path.read_text()
     await checker.refresh()
@@ -327,40 +337,40 @@ async def test_development_key_of_another_database_is_replaced(
 
 @pytest.mark.parametrize("content", [b"", b"tk_dev_00", b"\xff\xfe", b"tk_dev_" + b"0" * 72])
 async def test_torn_development_key_is_replaced(
-    maker: KeyMaker, checker: AccessService, tmp_path: Path, content: bytes
+    issuer: KeyIssuer, checker: AccessService, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "dev.key"
     path.write_bytes(content)
 
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     await checker.refresh()
     assert is_valid(checker, token)
 
 
 async def test_readable_development_key_is_closed_to_others(
-    maker: KeyMaker, tmp_path: Path
+    issuer: KeyIssuer, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     path.chmod(0o644)
 
-    assert token == await maker.ensure_development_key(path)
+    assert token == await ensure_key(issuer, path)
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
 
 
 async def test_key_file_that_cannot_be_is_said_in_a_sentence(
-    maker: KeyMaker, tmp_path: Path
+    issuer: KeyIssuer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="Not a directory"):
-        await maker.ensure_development_key(tmp_path / "file" / "dev.key")
+        await ensure_key(issuer, tmp_path / "file" / "dev.key")
     (tmp_path / "dev.key").mkdir()
     with pytest.raises(ConfigurationError, match="Is a directory"):
-        await maker.ensure_development_key(tmp_path / "dev.key")
+        await ensure_key(issuer, tmp_path / "dev.key")
 
 
 async def test_keys_guard_an_application(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     async def application(scope: Asgi, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -370,10 +380,12 @@ async def test_keys_guard_an_application(
         application,
         principal_of=checker.principal_of,
         problems={**SHARED_PROBLEMS, **PROBLEMS},
+        clock=SystemClock(),
+        tally=AuthenticationTally(),
     )
     transport = httpx.ASGITransport(app=guarded)  # type: ignore[arg-type]  # other ASGI types
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        _, token = await maker.create_key("billing", scopes=READ)
+        token = (await issuer.create_key("billing", scopes=READ)).token
         headers = {"Authorization": f"Bearer {token}"}
         unread = await client.get("/v1/x", headers=headers)
         await checker.refresh()
