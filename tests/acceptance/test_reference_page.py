@@ -39,7 +39,7 @@ def test_operations_have_short_names_of_their_own(
 ) -> None:
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
-        "create_key", "list_keys", "rotate_key", "revoke_key", "list_key_events",
+        "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "health", "ready", "metrics",
     ] == [
         operation["operationId"]

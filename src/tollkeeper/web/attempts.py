@@ -55,6 +55,7 @@ def _place_of(address: str) -> str:
     if ":" not in address:
         return address
     try:
-        return str(int(IPv6Address(address)) >> 64)
+        found = IPv6Address(address)
     except ValueError:
         return address
+    return str(found.ipv4_mapped or int(found) >> 64)
