@@ -3,8 +3,10 @@
 import asyncio
 import math
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -12,9 +14,10 @@ import pytest
 from litestar.types import Receive, Send
 from litestar.types import Scope as Asgi
 from structlog.testing import capture_logs
+from tests.clocks import SetClock
 
 from tollkeeper.access.api import PROBLEMS
-from tollkeeper.access.errors import KeyInvalid, KeysUnavailable, KeyUnknown
+from tollkeeper.access.errors import KeyExpired, KeyInvalid, KeysUnavailable, KeyUnknown
 from tollkeeper.access.issuer import KeyIssuer
 from tollkeeper.access.keyfile import ensure_development_key as ensure_key
 from tollkeeper.access.model import hash_token, is_token
@@ -38,35 +41,9 @@ READ = (Scope.CREDITS_READ,)
 
 
 @pytest.fixture
-async def owner_pool(access_dsn: str) -> AsyncIterator[Pool]:
-    pool = Pool(connector(access_dsn), size=2, clock=SystemClock())
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-async def reader_pool(access_dsn: str) -> AsyncIterator[Pool]:
-    pool = Pool(connector(access_dsn, role="tollkeeper_access"), size=1, clock=SystemClock())
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-def issuer(owner_pool: Pool) -> KeyIssuer:
-    return KeyIssuer(owner_pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
-
-
-@pytest.fixture
-def checker(reader_pool: Pool) -> AccessService:
-    """The service as an HTTP process runs it: it may only read."""
-    return AccessService(reader_pool, clock=SystemClock())
-
-
-@pytest.fixture
-async def connection(access_dsn: str) -> AsyncIterator[Connection]:
-    connection = await connector(access_dsn)()
-    yield connection
-    await connection.close()
+def checker(service_pool: Pool) -> AccessService:
+    """The service as an HTTP process runs it."""
+    return AccessService(service_pool, clock=SystemClock())
 
 
 async def revoke(connection: Connection, token: str) -> None:
@@ -115,15 +92,15 @@ async def test_key_is_kept_only_as_hash(issuer: KeyIssuer, connection: Connectio
 
 
 async def test_unknown_key_is_refused_without_a_round_trip(
-    checker: AccessService, reader_pool: Pool
+    checker: AccessService, service_pool: Pool
 ) -> None:
     await checker.refresh()
-    before = reader_pool.counters().acquired_total
+    before = service_pool.counters().acquired_total
 
     for token in ("", "wrong", "tk_live_" + "0" * 72, "\udcff"):
         assert not is_valid(checker, token)
 
-    assert before == reader_pool.counters().acquired_total
+    assert before == service_pool.counters().acquired_total
 
 
 async def test_revoked_key_stops_working_after_the_next_refresh(
@@ -226,9 +203,9 @@ async def _create(issuer: KeyIssuer, name: str, made: list[str]) -> None:
         "DELETE FROM api_key_uses",
     ],
 )
-async def test_services_may_do_no_more_than_they_need(reader_pool: Pool, statement: str) -> None:
+async def test_services_may_do_no_more_than_they_need(service_pool: Pool, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with reader_pool.connection() as connection:
+        async with service_pool.connection() as connection:
             await connection.execute(statement)
 
 
@@ -407,3 +384,204 @@ async def test_wiring_makes_the_development_key_as_the_owner(
 
     assert is_valid(checker, token)
     assert token == await ensure_development_key(access_dsn, tmp_path / "dev.key")
+
+
+HOUR_S = 3_600
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def clocked(service_pool: Pool, clock: SetClock) -> tuple[AccessService, KeyIssuer]:
+    """Both sides of the keys, on one clock that the test sets."""
+    issuer = KeyIssuer(service_pool, clock=clock, entropy=system_entropy, tokens=system_token)
+    return AccessService(service_pool, clock=clock), issuer
+
+
+async def test_expiry_is_judged_at_each_check(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("short", scopes=READ, expires_in_s=60)
+    await service.refresh()
+    clock.advance(59.9)
+    assert issued.key.key_id == service.principal_of(issued.token).key_id
+
+    clock.advance(0.1)
+    with pytest.raises(KeyExpired) as raised:
+        service.principal_of(issued.token)
+    assert issued.key.expires_at == raised.value.expired_at
+    assert "2026-03-01T12:01:00Z" in str(raised.value)
+    assert not await issuer.is_valid(issued.token)
+
+
+async def test_expired_key_is_told_so_for_a_week_and_then_unknown(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("short", scopes=READ, expires_in_s=60)
+    clock.advance(24 * HOUR_S)
+    await service.refresh()
+    with pytest.raises(KeyExpired):
+        service.principal_of(issued.token)
+    clock.advance(7 * 24 * HOUR_S)
+    await issuer.create_key("moves the version", scopes=READ)
+    await service.refresh()
+    with pytest.raises(KeyUnknown):
+        service.principal_of(issued.token)
+    assert 1 == service.held
+
+
+async def test_clock_that_went_ahead_and_back_loses_no_key(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("month", scopes=READ, expires_in_s=30 * 24 * HOUR_S)
+    right = clock.now()
+    clock.set_wall(right + timedelta(days=365))
+    await service.refresh()
+    assert not is_valid(service, issued.token)
+
+    clock.set_wall(right)
+    await service.refresh()
+
+    assert is_valid(service, issued.token)
+
+
+async def test_two_services_see_a_revocation(
+    access_dsn: str, service_pool: Pool, issuer: KeyIssuer
+) -> None:
+    """As in two processes: each with connections and a memory of its own, neither told."""
+    other_pool = Pool(connector(access_dsn, role="tollkeeper_access"), size=1, clock=SystemClock())
+    services = [AccessService(pool, clock=SystemClock()) for pool in (service_pool, other_pool)]
+    issued = await issuer.create_key("billing", scopes=READ)
+    for service in services:
+        service.start()
+    try:
+        await eventually(lambda: all(service.is_loaded for service in services))
+        assert all(is_valid(service, issued.token) for service in services)
+        await issuer.revoke_key(issued.key.key_id)
+        await eventually(lambda: not any(is_valid(service, issued.token) for service in services))
+    finally:
+        for service in services:
+            await service.close()
+        await other_pool.close()
+
+
+async def test_a_change_that_is_seen_at_once(issuer: KeyIssuer, checker: AccessService) -> None:
+    issued = await issuer.create_key("billing", scopes=READ)
+    await checker.see_change()
+
+    assert is_valid(checker, issued.token)
+
+
+async def last_uses(connection: Connection) -> dict[UUID, datetime]:
+    rows = await connection.fetch("SELECT key_id, last_used_at FROM api_key_uses")
+    return {row["key_id"]: row["last_used_at"] for row in rows}
+
+
+async def test_last_use_is_written_once_for_many_requests(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await issuer.create_key("unused", scopes=READ)
+    await service.refresh()
+    before = await version(connection)
+    for _ in range(1_000):
+        service.principal_of(used.token)
+    assert {} == await last_uses(connection)
+
+    await service.record_uses()
+    clock.advance(60)
+    await service.record_uses()
+
+    assert {used.key.key_id: used.key.created_at} == await last_uses(connection)
+    assert before == await version(connection)
+    listed = {key.name: key.last_used_at for key in await issuer.list_keys(limit=9)}
+    assert {"used": used.key.created_at, "unused": None} == listed
+
+
+async def test_last_use_outlives_a_reading_of_the_keys(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    service.principal_of(used.token)
+    await issuer.revoke_key(used.key.key_id)
+    await service.refresh()
+    await service.record_uses()
+
+    assert {used.key.key_id} == set(await last_uses(connection))
+
+
+async def test_last_use_never_goes_back(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    """Two services write in any order, and one has a clock that is behind."""
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    right = clock.now()
+    for moment in (right, right - timedelta(hours=1)):
+        clock.set_wall(moment)
+        service.principal_of(used.token)
+        await service.record_uses()
+
+    assert {used.key.key_id: right} == await last_uses(connection)
+
+
+async def test_last_uses_are_written_now_and_then_and_at_the_end(
+    clocked: tuple[AccessService, KeyIssuer],
+    clock: SetClock,
+    service_pool: Pool,
+    connection: Connection,
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    service.start()
+    await eventually(lambda: service.is_loaded)
+    service.principal_of(used.token)
+    clock.advance(30)
+    async with asyncio.timeout(DEADLINE_S):
+        while used.key.key_id not in await last_uses(connection):
+            await asyncio.sleep(0.01)
+    clock.advance(1)
+    service.principal_of(used.token)
+    await service.close()
+
+    assert {used.key.key_id: clock.now()} == await last_uses(connection)
+
+
+async def test_last_uses_wait_for_a_database_that_is_away(
+    clocked: tuple[AccessService, KeyIssuer], connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    service.principal_of(used.token)
+    await connection.execute("ALTER TABLE api_key_uses RENAME TO away")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await service.record_uses()
+    await connection.execute("ALTER TABLE away RENAME TO api_key_uses")
+    await service.record_uses()
+
+    assert {used.key.key_id} == set(await last_uses(connection))
+
+
+async def test_closing_does_not_fail_for_want_of_the_last_uses(
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
+) -> None:
+    used = await issuer.create_key("used", scopes=READ)
+    checker.start()
+    await eventually(lambda: checker.is_loaded)
+    checker.principal_of(used.token)
+    await connection.execute("DROP TABLE api_key_uses")
+    with capture_logs() as logs:
+        await checker.close()
+
+    assert ["access.uses_not_recorded"] == [entry["event"] for entry in logs]
