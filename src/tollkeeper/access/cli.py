@@ -16,7 +16,7 @@ from typing import Annotated, Protocol, TypeVar
 
 import typer
 
-from tollkeeper.access.model import GRACE_S, MAX_GRACE_S, MAX_LIFE_S
+from tollkeeper.access.model import MAX_GRACE_S, MAX_LIFE_S
 from tollkeeper.kernel.principal import Scope
 
 PAGE_DEFAULT = 100
@@ -272,14 +272,15 @@ def rotate(
     context: typer.Context,
     key_id: KeyId,
     grace_s: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--grace",
             parser=_grace_of,
             metavar="24h",
-            help="How long the old one goes on working (s, m, h, d); 0 ends it at once.",
+            help="How long the old one goes on working (s, m, h, d), a day if nothing is said; "
+            "0 ends it at once.",
         ),
-    ] = GRACE_S,
+    ] = None,
     expires_in_s: Life = None,
     as_json: AsJson = False,
 ) -> None:

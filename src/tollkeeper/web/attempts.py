@@ -12,7 +12,7 @@ import math
 from collections import OrderedDict
 from ipaddress import IPv6Address
 
-FAILURES_BURST = 60
+FAILURES_BURST = 100
 """Failures of one address that are answered at once."""
 
 FAILURES_PER_S = 1.0
