@@ -14,6 +14,9 @@ from tollkeeper.credits.hold_api import EXAMPLE_ID
 from tollkeeper.credits.messages import VerificationView
 from tollkeeper.credits.model import Verification
 
+NO_KEY = "0190a5a0-0000-7000-8000-000000000000"
+"""The id of a key in the examples: a service makes its own, so there is none of this id."""
+
 
 @pytest.fixture(scope="module")
 def page(service: Service) -> str:
@@ -38,7 +41,8 @@ def test_operations_have_short_names_of_their_own(
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
-        "refund", "health", "ready", "metrics",
+        "refund", "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
+        "health", "ready", "metrics",
     ] == [
         operation["operationId"]
         for methods in document["paths"].values()
@@ -104,6 +108,11 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         "POST /v1/holds/ID/extend": 201,
         "POST /v1/holds/ID/release": 201,
         "POST /v1/audit/verify": 200,
+        "POST /v1/keys": 201,
+        "GET /v1/keys": 200,
+        f"POST /v1/keys/{NO_KEY}/rotate": 404,
+        f"POST /v1/keys/{NO_KEY}/revoke": 404,
+        "GET /v1/keys/events": 200,
         "GET /health": 200,
         "GET /health/ready": 200,
         "GET /metrics": 200,

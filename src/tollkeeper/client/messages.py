@@ -1,4 +1,4 @@
-"""What the credits service says and is told, as msgspec structs: the client's half of the contract.
+"""What the service says and is told, as msgspec structs: the client's half of the contract.
 
 Not rules: nothing is checked here that the service decides. Unknown members are ignored, so that an
 older client understands a newer service.
@@ -151,4 +151,57 @@ class Verification(msgspec.Struct, frozen=True):
     balance: int
     faults: tuple[Fault, ...] = ()
     more_faults: bool = False
+    next: str | None = None
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it may be shown; `state` is active, grace, expired or revoked."""
+
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    state: str
+    created_at: datetime
+    tenant_id: str | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    replaced_by: str | None = None
+    last_used_at: datetime | None = None
+
+
+class IssuedKey(Key, frozen=True, kw_only=True):
+    """A new key with its token, which is shown this once."""
+
+    token: str
+
+    def __repr__(self) -> str:
+        return f"IssuedKey(key_id={self.key_id!r}, name={self.name!r})"
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    """A page of keys, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[Key, ...]
+    next: str | None = None
+
+
+class KeyEvent(msgspec.Struct, frozen=True):
+    """Something that was done to a key, and the key after it; `actor` is a key's id or owner."""
+
+    sequence: int
+    created_at: datetime
+    kind: str
+    actor: str
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    tenant_id: str | None = None
+    expires_at: datetime | None = None
+    replaced_by: str | None = None
+
+
+class KeyEventPage(msgspec.Struct, frozen=True):
+    """A page of events, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[KeyEvent, ...]
     next: str | None = None

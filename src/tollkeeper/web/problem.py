@@ -32,6 +32,7 @@ from tollkeeper.web.errors import (
     RequestAborted,
     RequestInvalid,
     ScopeMissing,
+    TooManyFailures,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -70,6 +71,9 @@ _FRAMEWORK_KINDS = {kind.status: kind for kind in FRAMEWORK_PROBLEMS}
 
 SHARED_PROBLEMS: ProblemTable = {
     NotAuthenticated: ProblemKind(401, URN + "not-authenticated", "Not authenticated"),
+    TooManyFailures: ProblemKind(
+        429, URN + "too-many-failures", "Too many requests without a valid key"
+    ),
     ScopeMissing: ProblemKind(403, URN + "scope-missing", "The key does not allow this"),
     RequestInvalid: ProblemKind(400, URN + "invalid-request", "Invalid request"),
     RequestAborted: ProblemKind(400, URN + "request-aborted", "Request aborted"),
