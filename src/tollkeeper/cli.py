@@ -310,6 +310,10 @@ def replay(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave malformed lines out and list them.")
     ] = False,
+    hold: Annotated[
+        bool,
+        typer.Option("--hold", help="Hold the context's price first, then capture the true cost."),
+    ] = False,
     repetition: Annotated[
         str, typer.Option("--run", help="Bill the trace anew, on accounts of this name.")
     ] = "",
@@ -339,6 +343,7 @@ def replay(
         speed=_speed_of(speed),
         connections=connections,
         skip_bad=skip_bad,
+        hold=hold,
         topup=topup,
     )
     screen = face.screen(as_json=as_json)
