@@ -258,7 +258,7 @@ class Auditor:
             accounts=len(account_ids),
             transactions=self._sums["transactions"],
             topped_up=self._sums["topup"],
-            consumed=self._sums["consume"],
+            consumed=self._sums["consume"] + self._sums["capture"] - self._sums["refund"],
             balances=self._sums["balances"],
             faults=tuple(self._faults),
         )

@@ -266,7 +266,7 @@ def test_an_edited_term_breaks_the_chain() -> None:
         (0, {"payment": "{}"}),
     ):
         edited = list(database.transactions)
-        edited[index] = msgspec.structs.replace(edited[index], **change)  # type: ignore[arg-type]  # fields of it
+        edited[index] = msgspec.structs.replace(edited[index], **change)
         assert database.account is not None
         verifier = AccountVerifier(database.account)
         for transaction in edited:
