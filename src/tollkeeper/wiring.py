@@ -8,7 +8,10 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from tollkeeper.access.service import AccessService, KeyMaker
+from tollkeeper.access import keyfile
+from tollkeeper.access.issuer import IssuedKey, KeyIssuer
+from tollkeeper.access.metrics import AccessCollector
+from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings, variable_of
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.metrics import CreditsMetrics
@@ -21,14 +24,13 @@ from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
+from tollkeeper.web.auth import AuthenticationTally
 
 CREDITS_ROLE = "tollkeeper_credits"
 """What the ledger's service acts as: it may append transactions, never change them."""
 
 ACCESS_ROLE = "tollkeeper_access"
-"""What services read API keys as."""
-
-_ACCESS_POOL_SIZE = 1
+"""What services check and administer API keys as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +44,30 @@ class CreditsRuntime:
     engine: Engine
     credits: CreditsService
     access: AccessService
+    issuer: KeyIssuer
+    tally: AuthenticationTally
     reads: Pool
+
+
+@asynccontextmanager
+async def ledger_service(settings: Settings) -> AsyncIterator[CreditsService]:
+    """Lend the ledger without HTTP, for periodic jobs that write: an engine with one lane."""
+    clock = SystemClock()
+    connect = connector(dsn_of(settings, "credits"), role=CREDITS_ROLE, settings=SESSION_SETTINGS)
+    pool = Pool(connect, size=2, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    store = LedgerStore()
+    engine = Engine(
+        pool, store, clock=clock,
+        jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
+        metrics=CreditsMetrics(build_registry("worker")), limits=EngineLimits(lanes=1),
+    )  # fmt: skip
+    engine.start()
+    try:
+        yield CreditsService(engine, pool, store)
+    finally:
+        await engine.drain()
+        await engine.close()
+        await pool.close()
 
 
 @asynccontextmanager
@@ -62,13 +87,11 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     # Two pools: a page of history must never keep a lane waiting.
     lanes = Pool(connect, size=settings.lanes, clock=clock, acquire_timeout_s=timeout_s)
     reads = Pool(connect, size=settings.pool_size, clock=clock, acquire_timeout_s=timeout_s)
-    keys = Pool(
-        connector(access_dsn, role=ACCESS_ROLE),
-        size=_ACCESS_POOL_SIZE,
-        clock=clock,
-        acquire_timeout_s=timeout_s,
-    )
-    PoolCollector({"lanes": lanes, "reads": reads, "access": keys}, registry)
+    connect = connector(access_dsn, role=ACCESS_ROLE)
+    # Two pools here too: however much keys are administered, a revocation is seen in time.
+    checking = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
+    issuing = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
+    PoolCollector({"lanes": lanes, "reads": reads, "access": checking, "keys": issuing}, registry)
     store = LedgerStore()
     engine = Engine(
         lanes,
@@ -80,7 +103,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
         ),
     )
-    access = AccessService(keys, clock=clock)
+    access, tally = AccessService(checking, clock=clock), AuthenticationTally()
+    AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
     engine.start()
     access.start()
     try:
@@ -92,13 +116,15 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             engine=engine,
             credits=CreditsService(engine, reads, store),
             access=access,
+            issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
+            tally=tally,
             reads=reads,
         )
     finally:
         await engine.drain()
         await engine.close()
         await access.close()
-        for pool in (lanes, reads, keys):
+        for pool in (lanes, reads, checking, issuing):
             await pool.close()
 
 
@@ -109,11 +135,30 @@ async def ensure_development_key(access_dsn: str, path: Path) -> str:
         ConfigurationError: the file cannot be read or written.
         DatabaseError: the database cannot be reached.
     """
+    async with _owners_issuer(access_dsn) as issuer:
+        return await keyfile.ensure_development_key(issuer, path)
+
+
+async def create_first_key(
+    access_dsn: str, name: str, *, expires_in_s: int | None, is_forced: bool
+) -> IssuedKey:
+    """Make the first key that can make others, as the owner of the database.
+
+    Raises:
+        AdminKeyExists: somebody has such a key, and it is not forced.
+        KeyInvalid: a name or expiry that cannot be.
+        DatabaseError: the database cannot be reached.
+    """
+    async with _owners_issuer(access_dsn) as issuer:
+        return await issuer.create_first_key(name, expires_in_s=expires_in_s, is_forced=is_forced)
+
+
+@asynccontextmanager
+async def _owners_issuer(access_dsn: str) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
     pool = Pool(connector(access_dsn), size=1, clock=clock)
     try:
-        maker = KeyMaker(pool, clock=clock, entropy=system_entropy, tokens=system_token)
-        return await maker.ensure_development_key(path)
+        yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:
         await pool.close()
 

@@ -1,31 +1,37 @@
-"""Periodic jobs: partitions ahead of time, expired idempotency keys away.
+"""Periodic jobs: partitions ahead of time, expired idempotency keys away, expired holds booked.
 
-Acts as the owner of the schema. Any number may run; a job is done by one at a time. A job that
-fails is logged and tried again a minute later; the ledger itself can do without for days.
+Acts as the owner of the schema, and books as the service does. Any number may run; partitions are
+maintained by one at a time. A job that fails is logged and tried again later; the ledger itself can
+do without for days.
 """
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 
 import structlog
 import uvloop
 
 from tollkeeper.config import Settings
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
+from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import dsn_of
+from tollkeeper.wiring import dsn_of, ledger_service
 
 PERIOD_S = 3_600.0
 """Between two rounds."""
 
 RETRY_S = 60.0
 """Until the next round after one that failed."""
+
+SWEEP_PERIOD_S = 5.0
+"""How long an expired hold stays unbooked. Its credits are free before: decisions look for it."""
 
 _log = structlog.get_logger(__name__)
 
@@ -49,23 +55,47 @@ async def maintain_partitions(pool: Pool, store: LedgerStore) -> None:
         _log.info("worker.partitions_maintained", made=made, dropped=dropped)
 
 
+async def sweep_holds(service: CreditsService) -> None:
+    """Book the holds whose time is over."""
+    booked = await service.sweep()
+    if booked:
+        _log.info("worker.holds_expired", holds=booked)
+
+
 async def _run(settings: Settings, *, once: bool) -> None:
-    async with _pool(settings) as pool:
+    async with _pool(settings) as pool, ledger_service(settings) as service:
         store = LedgerStore()
         if once:
             await maintain_partitions(pool, store)
+            await sweep_holds(service)
             return
         leaving = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, leaving.set)
+        partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
+        holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, SWEEP_PERIOD_S)
+        await asyncio.gather(partitions.repeat(leaving), holds.repeat(leaving))
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """Work that is done again and again: `period_s` after a success, `retry_s` after a failure."""
+
+    name: str
+    work: Callable[[], Awaitable[None]]
+    period_s: float
+    retry_s: float
+
+    async def repeat(self, leaving: asyncio.Event) -> None:
+        """Work until it is time to leave; a round under way is finished."""
         while not leaving.is_set():
-            pause_s = PERIOD_S
+            pause_s = self.period_s
             try:
-                await maintain_partitions(pool, store)
+                await self.work()
             except Exception as error:  # noqa: BLE001  # the job's edge: the next round tries again
-                _log.warning("worker.round_failed", error=repr(error))
-                pause_s = RETRY_S
+                _log.warning("worker.round_failed", job=self.name, error=repr(error))
+                pause_s = self.retry_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), pause_s)
 

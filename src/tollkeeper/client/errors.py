@@ -6,7 +6,8 @@ ClientError
 ├── AnswerMissing             sent, and no usable answer came back: the outcome is unknown
 │   ├── ConnectionLost        the connection broke before the answer was whole
 │   ├── AnswerTimeout         no answer before the deadline
-│   └── AnswerMalformed       bytes came back that are not the answer the contract promises
+│   ├── AnswerMalformed       bytes came back that are not the answer the contract promises
+│   └── TokenLost             ... to a call that makes a key: its token is gone
 ├── CallFailed                the service answered with a problem document
 │   └── CallRefused           ... because the ledger's rules or its state do not allow the call
 ├── TraceMalformed            (client/trace.py) a usage trace has lines that cannot be billed
@@ -93,6 +94,20 @@ class AnswerMalformed(AnswerMissing):
     def message(self) -> str:
         """Say what is wrong with the answer."""
         return f"{self.url} did not answer as a Tollkeeper service: {self.reason}"
+
+
+@dataclass(eq=False, kw_only=True)
+class TokenLost(AnswerMissing):
+    """No answer came to a call that makes a key: there may be a key whose token nobody has."""
+
+    reason: str
+
+    def message(self) -> str:
+        """Say what to do about it."""
+        return (
+            f"{self.reason}; a key may have been made whose token nobody has: look for it with "
+            "`tollkeeper keys list`, and revoke it (or, if it came by rotation, rotate it)"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

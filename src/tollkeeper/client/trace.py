@@ -126,6 +126,10 @@ class Survey:
         """Return the idempotency key of a line."""
         return self._derive("consumption", line)
 
+    def hold_key(self, line: int) -> str:
+        """Return the idempotency key of a line's hold."""
+        return self._derive("hold", line)
+
     def topup_key(self, number: int, amount: int) -> str:
         """Return the idempotency key of an account's top-up."""
         return self._derive("topup", number, amount)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import msgspec
 from litestar.types import Receive
 
+from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.web.errors import FieldFault, RequestAborted, RequestInvalid
 
 WHOLE_BODY = "body"
@@ -67,7 +68,7 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 def fault_of(error: msgspec.ValidationError) -> FieldFault:
     """Read the field's path and the fault out of msgspec's message (it has no attributes)."""
-    fault, path = str(error), ""
+    fault, path = mask_cards(str(error)), ""  # before anything is cut off
     if located := _LOCATED.fullmatch(fault):
         fault, path = located["fault"], located["path"]
     if named := _NAMED_FIELD.fullmatch(fault):

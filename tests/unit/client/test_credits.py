@@ -8,7 +8,8 @@ import msgspec
 import pytest
 from tests.unit.client.network import answer, key_of, peer
 
-from tollkeeper.client.credits import RETRY_AFTER_LIMIT_S, CreditsClient
+from tollkeeper.client.caller import RETRY_AFTER_LIMIT_S
+from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.errors import (
     AnswerMalformed,
     CallFailed,
