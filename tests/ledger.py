@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from prometheus_client import CollectorRegistry
 
@@ -49,7 +50,11 @@ def movement(
 ) -> Movement:
     """Build a movement; without a key it gets one that nobody else has."""
     entropy = system_entropy()
-    fields: dict[str, object] = {"entropy": entropy, "key": key or f"key-{entropy:x}", **more}
+    fields: dict[str, object] = {
+        "entropy": entropy,
+        "key": key or f"key-{UUID(int=entropy)}",
+        **more,
+    }
     return requests.movement(kind=kind, account_id=account_id, amount=amount, **fields)  # type: ignore[arg-type]  # the callers pass the fields of `requests.movement`
 
 
@@ -57,7 +62,7 @@ def words(account_id: str, key: str | None = None) -> requests.WriteWords:
     """Return what a write says beside its own terms, with a key that nobody else has."""
     entropy = system_entropy()
     return requests.WriteWords(
-        account_id=account_id, key=key or f"key-{entropy:x}", entropy=entropy
+        account_id=account_id, key=key or f"key-{UUID(int=entropy)}", entropy=entropy
     )
 
 

@@ -6,6 +6,7 @@ the service does it: read through a cursor, hash by hash, holds compared with th
 
 import time
 from dataclasses import replace
+from uuid import UUID
 
 import uvloop
 
@@ -66,7 +67,7 @@ async def _triples(under_test: EngineUnderTest, names: list[str], load: Load) ->
 
         def words() -> WriteWords:
             drawn = entropy()
-            return WriteWords(account_id=name, key=f"{drawn:x}", entropy=drawn)
+            return WriteWords(account_id=name, key=str(UUID(int=drawn)), entropy=drawn)
 
         (held,) = await engine.execute((requests.reserve(words(), amount=HELD_MINOR),))
         assert type(held) is Posted, held
