@@ -33,11 +33,8 @@ _DIGEST = r"(?:0x)?(?=[a-fA-F]*[0-9]+[a-fA-F]+[0-9])(?:[0-9a-fA-F]{8}){3,16}"
 _IDENTIFIER = rf"(?<![0-9A-Za-z])(?:{_UUID}|{_DIGEST})(?![0-9A-Za-z])"
 _DECIMAL = r"(?:\d{1,12}\.\d{13,20}|\d{13,20}\.\d{1,4})(?!\d)"
 _SPARED = rf"{_IDENTIFIER}|{_DECIMAL}"
-_TOKEN = re.compile(
-    rf"{_SPARED}"
-    # The digits of %20 are not part of the number behind it.
-    rf"|(?P<run>(?!(?<=%)2\d)(?<!%2)\d+(?:{_SEPARATOR}(?!{_SPARED})\d+)*)"
-)
+_TOKEN = re.compile(rf"{_SPARED}|(?P<run>\d+(?:{_SEPARATOR}(?!{_SPARED})\d+)*)")
+_ESCAPED = re.compile(r"(?<=%)\d\d|(?<=%[a-fA-F])\d")  # digits of an escape in a URL
 _THOUSANDS = re.compile(rf"\d{{1,3}}(?:[{_SPACES}]\d{{3}}){{4,}}")
 _GROUP = re.compile(rf"(?P<separator>{_SEPARATOR}?)(?P<digits>\d+)")
 
@@ -83,8 +80,13 @@ def _masked(token: re.Match[str]) -> str:
     for group in _GROUP.finditer(run):
         places.extend(range(*group.span("digits")))
         bounds.append(len(places))
-    if len(bounds) == 2 and len(places) > MAX_DIGITS:
+    # Whether its first digits belong to a URL's escape, as in %20, nobody can say: try both.
+    escape = _ESCAPED.match(token.string, token.start())
+    escaped = 0 if escape is None else escape.end() - token.start()
+    if len(bounds) == 2 and len(places) - escaped > MAX_DIGITS:
         return run
+    if 0 < escaped < bounds[1]:
+        bounds.insert(1, escaped)
     digits = "".join([str(int(run[place])) for place in places])
     pieces, done = [], 0
     for first, last in _spans(digits, bounds):
