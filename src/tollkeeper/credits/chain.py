@@ -7,6 +7,7 @@ so no two different rows have the same bytes. Pure: anyone with the rows can rec
 
 import hashlib
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Transaction
@@ -16,6 +17,14 @@ CHAIN_VERSION = 1
 """First byte of everything hashed; a new way to hash gets a new number."""
 
 HASH_BYTES = 32
+
+FIELD_NAMES = (
+    "transaction_id", "amount", "balance", "reserved", "sequence", "created_at_us", "fingerprint",
+    "account_id", "kind", "description", "metadata_sha256",
+)  # fmt: skip
+"""What is hashed of a transaction, in order, after version byte and previous hash."""
+
+_NO_HASH = bytes(HASH_BYTES)
 _ABSENT = b"\xff\xff\xff\xff"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -25,6 +34,10 @@ _GENESIS = struct.Struct(">BII")
 # version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence,
 # created_at in µs, request fingerprint.
 _FIXED = struct.Struct(">B32s I16s Iq Iq Iq Iq Iq I32s")
+
+
+def _sha256(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
 
 
 def microseconds_since_epoch(moment: datetime) -> int:
@@ -52,11 +65,12 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
     kind: Kind,
     description: str | None,
     metadata: str | None,
+    digest: Callable[[bytes], bytes] = _sha256,
 ) -> bytes:
     """Return the hash of a transaction from its fields and the hash before it.
 
     Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since
-    1970.
+    1970. With `bytes` as the `digest`: what is hashed.
     """
     fixed = _FIXED.pack(
         CHAIN_VERSION, previous, 16, transaction_id, 8, amount, 8, balance, 8, reserved,
@@ -68,10 +82,12 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
         + (_ABSENT if description is None else _prefixed(description.encode()))
         + (_ABSENT if metadata is None else _prefixed(hashlib.sha256(metadata.encode()).digest()))
     )  # fmt: skip
-    return hashlib.sha256(fixed + tail).digest()
+    return digest(fixed + tail)
 
 
-def link_of(previous: bytes, transaction: Transaction) -> bytes:
+def link_of(
+    previous: bytes, transaction: Transaction, digest: Callable[[bytes], bytes] = _sha256
+) -> bytes:
     """Return the hash `transaction` must have when it follows `previous`."""
     return link(
         previous,
@@ -86,7 +102,34 @@ def link_of(previous: bytes, transaction: Transaction) -> bytes:
         transaction.kind,
         transaction.description,
         transaction.metadata,
+        digest,
     )
+
+
+def unlinked(transaction: Transaction) -> bytes:
+    """Return what is hashed of a transaction, without the hash before it: version byte, fields."""
+    hashed = link_of(_NO_HASH, transaction, bytes)
+    return hashed[:1] + hashed[1 + HASH_BYTES :]
+
+
+def link_after(previous: bytes, unlinked_transaction: bytes) -> bytes:
+    """Return the hash of what `unlinked` returned when it follows `previous`."""
+    return _sha256(unlinked_transaction[:1] + previous + unlinked_transaction[1:])
+
+
+def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ...]:
+    """Return the canonical fields of what `unlinked` returned, by `FIELD_NAMES`; None: absent."""
+    values: list[bytes | None] = []
+    place = 1
+    while place < len(unlinked_transaction):
+        start = place + _LENGTH.size
+        if unlinked_transaction[place:start] == _ABSENT:
+            values.append(None)
+            place = start
+            continue
+        place = start + _LENGTH.unpack(unlinked_transaction[place:start])[0]
+        values.append(unlinked_transaction[start:place])
+    return tuple(zip(FIELD_NAMES, values, strict=True))
 
 
 class AccountVerifier:
