@@ -76,6 +76,11 @@ PROBLEMS: ProblemTable = {
     errors.VerificationRunning: ProblemKind(
         429, URN + "verification-running", "A verification is running"
     ),
+    errors.CheckpointNotFound: ProblemKind(404, URN + "checkpoint-not-found", "No such checkpoint"),
+    errors.NothingToProve: ProblemKind(404, URN + "nothing-to-prove", "No such transaction"),
+    errors.NotCheckpointed: ProblemKind(
+        409, URN + "not-checkpointed", "No checkpoint covers the transaction yet"
+    ),
 }
 
 PAGE_DEFAULT = 100
@@ -160,8 +165,8 @@ class CreditsApi:
         principal = authorize(request.scope, Scope.CREDITS_READ)
         query = query_of(request.scope, _AFTER.name, _LIMIT.name)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        behind = _whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
-        count = _whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
+        behind = requests.whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+        count = requests.whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
         found = await self._service.history(
             account_id, principal.tenant_id, after=behind, limit=count + 1
         )
@@ -277,12 +282,6 @@ def _check_tenant(principal: Principal, tenant_id: str, place: str = "") -> None
         raise requests.invalid(
             f"{place}tenant_id", f"this key is bound to tenant {principal.tenant_id}"
         )
-
-
-def _whole_number(field: str, text: str, least: int, most: int) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
-        raise requests.invalid(field, f"must be a whole number from {least} to {most}")
-    return int(text)
 
 
 def _answer(

@@ -21,7 +21,7 @@ CreditsError, of the audit
 └── NotCheckpointed               no checkpoint covers the transaction yet
 
 NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
-PublicationRefused                (TollkeeperError) what was published does not go before ours
+PublicationFailed                 (TollkeeperError) a note could not be published outside
 """
 
 from dataclasses import dataclass, field
@@ -243,12 +243,12 @@ class NoteInvalid(TollkeeperError):
 
 
 @dataclass(eq=False, kw_only=True)
-class PublicationRefused(TollkeeperError):
-    """What stands outside does not agree with the table: nothing is added to it."""
+class PublicationFailed(TollkeeperError):
+    """A target does not take a note, or what stands there does not agree with the table."""
 
     place: str
     problem: str
 
     def message(self) -> str:
-        """Name the place and the disagreement."""
+        """Name the place and the reason."""
         return f"checkpoints are not published to {self.place}: {self.problem}"

@@ -47,6 +47,17 @@ def account_id_of(text: str) -> AccountId:
     return AccountId(text)
 
 
+def whole_number(field: str, text: str, least: int, most: int) -> int:
+    """Return the number that a query parameter is.
+
+    Raises:
+        InvalidRequest: it is none, or outside the bounds.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
+        raise invalid(field, f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
 def open_account(account_id: str, tenant_id: str) -> OpenAccount:
     """Return the operation that opens an account; both ids match `ID_PATTERN`."""
     return OpenAccount(

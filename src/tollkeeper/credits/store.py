@@ -85,7 +85,7 @@ class LedgerStore:
             [hit["version"] for hit in hits],
             [hit["created_at"] for hit in hits],
         )
-        by_place = {(row["account_id"], row["sequence"]): _transaction(row) for row in rows}
+        by_place = {(row["account_id"], row["sequence"]): transaction_of(row) for row in rows}
         return {
             (AccountId(hit["account_id"]), hit["key_hash"]): by_place[
                 hit["account_id"], hit["version"]
@@ -135,7 +135,7 @@ class LedgerStore:
         rows = await connection.fetch(
             self._sql["history"], account.shard, account.account_id, after, limit
         )
-        return tuple(_transaction(row) for row in rows)
+        return tuple(transaction_of(row) for row in rows)
 
     async def accounts_after(
         self, connection: Connection, place: tuple[int, str], limit: int
@@ -150,7 +150,7 @@ class LedgerStore:
             self._sql["chain"], account.shard, account.account_id, prefetch=CHAIN_PREFETCH
         )
         async for row in rows:
-            yield _transaction(row)
+            yield transaction_of(row)
 
     async def create_partitions(
         self, connection: Connection, *, quarters_ahead: int, days_ahead: int
@@ -203,7 +203,8 @@ def _account(row: Row) -> Account:
     )  # fmt: skip
 
 
-def _transaction(row: Row) -> Transaction:
+def transaction_of(row: Row) -> Transaction:
+    """Return a row of `credit_transactions`, read with all its columns."""
     return Transaction(
         transaction_id=TransactionId(row["transaction_id"]),
         account_id=AccountId(row["account_id"]), shard=row["shard"], kind=_KINDS[row["kind"]],

@@ -1,0 +1,186 @@
+"""The audit over HTTP: its routes, and what the OpenAPI document says of them.
+
+Which error is which problem stands with the ledger's (`api.py`).
+"""
+
+from uuid import UUID
+
+import msgspec
+from litestar import Request, get
+from litestar.datastructures import State
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi.spec import Parameter, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+
+from tollkeeper.credits import errors, requests
+from tollkeeper.credits.audit_messages import CheckpointPage, LeafPage, LinkPage, ProofView
+from tollkeeper.credits.auditor import CHECKPOINTS_LIMIT, LEAVES_LIMIT, LINKS_LIMIT, Auditor
+from tollkeeper.credits.messages import ID_RULE
+from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
+from tollkeeper.kernel.ids import uuid7_milliseconds
+from tollkeeper.kernel.principal import Scope
+from tollkeeper.web.answer import JsonAnswer
+from tollkeeper.web.auth import authorize
+from tollkeeper.web.openapi import Answer, RouteFacts, documented
+from tollkeeper.web.problem import ProblemTable
+from tollkeeper.web.query import query_of, refuse_query
+
+PAGE_DEFAULT = 100
+"""Items in a page that does not ask for another number."""
+
+UUID7_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}(?![\s\S])"
+
+_ENCODER = msgspec.json.Encoder()
+_AnyRequest = Request[None, None, State]
+
+
+class AuditApi:
+    """The audit's routes around its service."""
+
+    def __init__(self, auditor: Auditor, *, problems: ProblemTable) -> None:
+        self._auditor = auditor
+        self._problems = problems
+
+    def routes(self) -> list[HTTPRouteHandler]:
+        """Return the route handlers."""
+
+        def route(path: str, facts: RouteFacts) -> get:
+            return get(path, operation_class=documented(facts, self._problems))
+
+        return [
+            route("/v1/audit/checkpoints", _CHECKPOINTS)(self.read_checkpoints),
+            route("/v1/audit/checkpoints/{number:str}/leaves", _LEAVES)(self.read_leaves),
+            route("/v1/audit/proofs/{transaction_id:str}", _PROOF)(self.prove),
+            route("/v1/accounts/{account_id:str}/links", _LINKS)(self.read_links),
+        ]
+
+    async def read_checkpoints(self, request: _AnyRequest) -> JsonAnswer:
+        """Read a page of signed checkpoints, oldest first."""
+        authorize(request.scope, Scope.CREDITS_READ)
+        after, limit = _page_of(request, CHECKPOINTS_LIMIT)
+        return _answer(await self._auditor.checkpoints(after=after, limit=limit))
+
+    async def read_leaves(self, request: _AnyRequest) -> JsonAnswer:
+        """Read a page of a checkpoint's leaves, each beside what the ledger says today.
+
+        A key that is bound to a tenant gets other tenants' leaves as hashes: enough for the root.
+        """
+        principal = authorize(request.scope, Scope.CREDITS_READ)
+        start, limit = _page_of(request, LEAVES_LIMIT)
+        number = requests.whole_number(
+            "number", request.scope["path_params"]["number"], 1, MAX_AMOUNT_MINOR
+        )
+        found = await self._auditor.leaves(number, principal.tenant_id, after=start, limit=limit)
+        return _answer(found)
+
+    async def prove(self, request: _AnyRequest) -> JsonAnswer:
+        """Prove that a transaction is under a signed checkpoint, for checking offline."""
+        principal = authorize(request.scope, Scope.CREDITS_READ)
+        refuse_query(request.scope)
+        text = request.scope["path_params"]["transaction_id"]
+        if uuid7_milliseconds(text) is None:
+            raise requests.invalid("transaction_id", "must be the id of a transaction, a UUIDv7")
+        return _answer(await self._auditor.prove(UUID(text), principal.tenant_id))
+
+    async def read_links(self, request: _AnyRequest) -> JsonAnswer:
+        """Read what is hashed of an account's transactions, to recompute its chain.
+
+        A hash is the SHA-256 of the first byte of `hashed`, the hash before it, and the rest.
+        """
+        principal = authorize(request.scope, Scope.CREDITS_READ)
+        after, limit = _page_of(request, LINKS_LIMIT)
+        account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
+        found = await self._auditor.links(
+            account_id, principal.tenant_id, after=after, limit=limit
+        )
+        return _answer(found)
+
+
+def _page_of(request: _AnyRequest, most: int) -> tuple[int, int]:
+    """Return `after` and `limit` of a request for a page."""
+    query = query_of(request.scope, "after", "limit")
+    after = requests.whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+    limit = requests.whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, most)
+    return after, limit
+
+
+def _answer(view: CheckpointPage | LeafPage | LinkPage | ProofView) -> JsonAnswer:
+    return JsonAnswer(_ENCODER.encode(view), 200)
+
+
+_AFTER = Parameter(
+    name="after",
+    param_in="query",
+    required=False,
+    description="`next` of the page before; left out: from the start",
+    schema=Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,19}$"),
+)
+_NUMBER = Parameter(
+    name="number",
+    param_in="path",
+    required=True,
+    description="number of the checkpoint",
+    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=MAX_AMOUNT_MINOR),
+    example=1,
+)
+_TRANSACTION_ID = Parameter(
+    name="transaction_id",
+    param_in="path",
+    required=True,
+    description="a UUIDv7",
+    schema=Schema(type=OpenAPIType.STRING, pattern=UUID7_PATTERN),
+    example="01a20bde-8028-76e8-8fa8-1bc6b37ddf49",
+)
+_ACCOUNT_ID = Parameter(
+    name="account_id",
+    param_in="path",
+    required=True,
+    description=ID_RULE,
+    schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
+    example="acme-prod",
+)
+
+
+def _limit(most: int) -> Parameter:
+    return Parameter(
+        name="limit",
+        param_in="query",
+        required=False,
+        description="items in the page",
+        schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=most, default=PAGE_DEFAULT),
+        example=10,
+    )
+
+
+_CHECKPOINTS = RouteFacts(
+    summary="Read the signed checkpoints",
+    tag="audit",
+    scope=Scope.CREDITS_READ,
+    parameters=(_AFTER, _limit(CHECKPOINTS_LIMIT)),
+    answers={200: Answer(description="a page, oldest first", view=CheckpointPage)},
+    problems=(errors.InvalidRequest,),
+)
+_LEAVES = RouteFacts(
+    summary="Read the leaves of a checkpoint",
+    tag="audit",
+    scope=Scope.CREDITS_READ,
+    parameters=(_NUMBER, _AFTER, _limit(LEAVES_LIMIT)),
+    answers={200: Answer(description="a page, in the order of the tree", view=LeafPage)},
+    problems=(errors.InvalidRequest, errors.CheckpointNotFound),
+)
+_PROOF = RouteFacts(
+    summary="Prove a transaction",
+    tag="audit",
+    scope=Scope.CREDITS_READ,
+    parameters=(_TRANSACTION_ID,),
+    answers={200: Answer(description="the proof", view=ProofView)},
+    problems=(errors.InvalidRequest, errors.NothingToProve, errors.NotCheckpointed),
+)
+_LINKS = RouteFacts(
+    summary="Read the links of an account's chain",
+    tag="audit",
+    scope=Scope.CREDITS_READ,
+    parameters=(_ACCOUNT_ID, _AFTER, _limit(LINKS_LIMIT)),
+    answers={200: Answer(description="a page, oldest first", view=LinkPage)},
+    problems=(errors.InvalidRequest, errors.AccountNotFound),
+)
