@@ -4,13 +4,22 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from prometheus_client import CollectorRegistry
 
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.engine import Engine, EngineLimits, Result
 from tollkeeper.credits.metrics import CreditsMetrics
-from tollkeeper.credits.model import Kind, Movement, OpenAccount, Opened, Operation, Posted
+from tollkeeper.credits.model import (
+    Kind,
+    Movement,
+    OpenAccount,
+    Opened,
+    Operation,
+    Posted,
+    Swept,
+)
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
@@ -18,7 +27,7 @@ from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.kernel.ids import AccountId, TenantId, system_entropy
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, system_entropy
 from tollkeeper.wiring import CREDITS_ROLE
 
 TENANT = "acme"
@@ -41,8 +50,26 @@ def movement(
 ) -> Movement:
     """Build a movement; without a key it gets one that nobody else has."""
     entropy = system_entropy()
-    fields: dict[str, object] = {"entropy": entropy, "key": key or f"key-{entropy:x}", **more}
+    fields: dict[str, object] = {
+        "entropy": entropy,
+        "key": key or f"key-{UUID(int=entropy)}",
+        **more,
+    }
     return requests.movement(kind=kind, account_id=account_id, amount=amount, **fields)  # type: ignore[arg-type]  # the callers pass the fields of `requests.movement`
+
+
+def words(account_id: str, key: str | None = None) -> requests.WriteWords:
+    """Return what a write says beside its own terms, with a key that nobody else has."""
+    entropy = system_entropy()
+    return requests.WriteWords(
+        account_id=account_id, key=key or f"key-{UUID(int=entropy)}", entropy=entropy
+    )
+
+
+def held_by(result: Result) -> TransactionId:
+    """Return the hold that a reservation made."""
+    assert isinstance(result, Posted), result
+    return result.transaction.transaction_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +157,7 @@ class ReferenceLedger:
     kept: dict[tuple[AccountId, bytes], bytes] = field(default_factory=dict)
 
     def decide(self, operation: Operation) -> str:
+        assert isinstance(operation, OpenAccount | Movement)
         account_id, tenant_id = operation.account_id, operation.tenant_id
         if isinstance(operation, OpenAccount):
             is_new = account_id not in self.tenants
@@ -152,6 +180,12 @@ _REFUSALS = {
     errors.AccountTaken: "account_taken",
     errors.AccountNotFound: "account_not_found",
     errors.KeyReused: "key_reused",
+    errors.HoldNotFound: "hold_not_found",
+    errors.HoldClosed: "hold_closed",
+    errors.CaptureTooLarge: "capture_too_large",
+    errors.TransactionNotFound: "transaction_not_found",
+    errors.NotRefundable: "not_refundable",
+    errors.RefundTooLarge: "refund_too_large",
     errors.InsufficientCredits: "insufficient_credits",
     errors.BalanceTooLarge: "balance_too_large",
     errors.KeyExpired: "key_expired",
@@ -169,4 +203,6 @@ def _word_of(result: Result) -> str:
         return "replayed" if result.replayed else "posted"
     if isinstance(result, Opened):
         return "opened" if result.created else "reopened"
+    if isinstance(result, Swept):
+        return "swept"
     return _REFUSALS[type(result)]

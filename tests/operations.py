@@ -43,13 +43,14 @@ def openings(prefix: str = "") -> st.SearchStrategy[OpenAccount]:
 def movements(prefix: str = "") -> st.SearchStrategy[Movement]:
     return st.builds(
         movement,
-        st.sampled_from(Kind),
+        st.sampled_from((Kind.TOPUP, Kind.CONSUME)),
         st.sampled_from(ACCOUNTS).map(prefix.__add__),
         amounts,
         st.sampled_from(KEYS) | st.uuids(version=4).map(str),
         tenant_id=st.none() | st.sampled_from(TENANTS),
         description=st.none() | texts.filter(bool),
         metadata=st.none() | documents,
+        payment=st.none() | documents,
     )
 
 

@@ -22,9 +22,12 @@ from litestar.types import ASGIApp
 
 from tollkeeper import __version__
 from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
+from tollkeeper.access.api import KeysApi
 from tollkeeper.config import Settings
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
+from tollkeeper.credits.audit_api import AuditApi
+from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
@@ -55,7 +58,9 @@ PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLE
 TAGS = {
     "accounts": "What holds credits. An account belongs to one tenant.",
     "transactions": "What moves credits. Each is one immutable row of the ledger.",
+    "holds": "Credits promised before the work, and taken when its price is known.",
     "audit": "Whether the ledger is what it must be.",
+    "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
     "service": "For probes and monitoring. These need no key.",
 }
 """The groups of the reference page, in its order."""
@@ -125,6 +130,7 @@ class Readiness:
 def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     """Return the credits service as an ASGI application around a running `runtime`."""
     api = CreditsApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+    keys = KeysApi(runtime.issuer, runtime.access, clock=runtime.clock, problems=PROBLEMS)
 
     @get("/health", operation_class=documented(_HEALTH, PROBLEMS))
     async def health() -> ASGIResponse:
@@ -145,7 +151,12 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         text, content_type = exposition(runtime.registry)
         return ASGIResponse(body=text, media_type=content_type)
 
-    handlers = [*api.routes(), health, ready, metrics]
+    holds = HoldsApi(
+        runtime.credits, clock=runtime.clock, entropy=runtime.entropy, problems=PROBLEMS
+    )
+    audit = AuditApi(runtime.auditor, problems=PROBLEMS)
+    routes = [*api.routes(), *holds.routes(), *audit.routes(), *keys.routes()]
+    handlers = [*routes, health, ready, metrics]
     application = Litestar(
         route_handlers=handlers,
         exception_handlers=exception_handlers(PROBLEMS),
@@ -163,7 +174,13 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     routed = HeadAsGet(application)
     express = Express(routed, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
-    guarded = Authentication(express, principal_of=runtime.access.principal_of, problems=PROBLEMS)
+    guarded = Authentication(
+        express,
+        principal_of=runtime.access.principal_of,
+        problems=PROBLEMS,
+        clock=runtime.clock,
+        tally=runtime.tally,
+    )
     return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
 
 

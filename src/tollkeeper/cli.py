@@ -15,8 +15,11 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from tollkeeper.access.cli import app as keys_app
+from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import Settings, read_settings
-from tollkeeper.credits.cli import app as credits_app
+from tollkeeper.credits.audit_cli import checkpoints_app
+from tollkeeper.credits.hold_cli import app as credits_app
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
@@ -26,6 +29,8 @@ from tollkeeper.migrate.cli import migrate_command
 if TYPE_CHECKING:
     from tollkeeper.client.address import Address
     from tollkeeper.client.credits import CreditsClient
+    from tollkeeper.client.keys import KeysClient
+    from tollkeeper.client.messages import IssuedKey
     from tollkeeper.client.terminal import Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
 
@@ -57,6 +62,8 @@ app = typer.Typer(
 db_app = typer.Typer(help="The databases themselves.", no_args_is_help=True)
 serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
 app.add_typer(credits_app)
+app.add_typer(checkpoints_app)
+app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")
 app.add_typer(db_app, name="db")
 
@@ -91,7 +98,8 @@ class Service(StrEnum):
 class Face:
     """What every command works with; the only thing put into Typer's context.
 
-    It is the `Terminal` of `tollkeeper.credits.cli`. Everything is made when it is first needed.
+    It is the `Terminal` of `credits/cli.py` and the `KeyTerminal` of `access/cli.py`. Everything is
+    made when it is first needed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -113,7 +121,7 @@ class Face:
 
     def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
         """Connect to the service, do the work, disconnect."""
-        from tollkeeper.client.credits import IMPATIENT
+        from tollkeeper.client.caller import IMPATIENT
 
         address = _address_of(self.settings())
 
@@ -122,6 +130,41 @@ class Face:
                 return await work(client)
 
         return run(connected())
+
+    def call_keys(self, work: "Callable[[KeysClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service to administer keys, do the work, disconnect."""
+        from tollkeeper.client.caller import IMPATIENT
+        from tollkeeper.client.keys import KeysClient
+
+        address = _address_of(self.settings())
+
+        async def connected() -> _Result:
+            async with KeysClient(
+                address.url, address.api_key, connections=1, backoff=IMPATIENT
+            ) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def first_key(self, name: str, *, expires_in_s: int | None, is_forced: bool) -> "IssuedKey":
+        """Make the first key, as the owner of the database of keys."""
+        from tollkeeper.client.messages import IssuedKey
+        from tollkeeper.telemetry.logging import configure_logging
+        from tollkeeper.wiring import create_first_key
+
+        settings = self.settings()
+        configure_logging("warning", settings.log_format)
+        dsn = _dsn_of(settings, Service.ACCESS)
+        issued = run(create_first_key(dsn, name, expires_in_s=expires_in_s, is_forced=is_forced))
+        key = issued.key
+        return IssuedKey(
+            key_id=str(key.key_id), name=key.name, scopes=key.scopes, state="active",
+            created_at=key.created_at, expires_at=key.expires_at, token=issued.token,
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Print a sentence to standard error."""
+        typer.echo(text, err=True)
 
     def screen(self, *, as_json: bool = False) -> "Screen":
         """Return where output goes."""
@@ -154,7 +197,8 @@ def connect_to(
     url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
 ) -> "CreditsClient":
     """Return a client of a service."""
-    from tollkeeper.client.credits import PATIENT, CreditsClient
+    from tollkeeper.client.caller import PATIENT
+    from tollkeeper.client.credits import CreditsClient
 
     return CreditsClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
 
@@ -268,6 +312,10 @@ def replay(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave malformed lines out and list them.")
     ] = False,
+    hold: Annotated[
+        bool,
+        typer.Option("--hold", help="Hold the context's price first, then capture the true cost."),
+    ] = False,
     repetition: Annotated[
         str, typer.Option("--run", help="Bill the trace anew, on accounts of this name.")
     ] = "",
@@ -297,6 +345,7 @@ def replay(
         speed=_speed_of(speed),
         connections=connections,
         skip_bad=skip_bad,
+        hold=hold,
         topup=topup,
     )
     screen = face.screen(as_json=as_json)
@@ -418,7 +467,8 @@ def _tell(error: TollkeeperError, *, as_json: bool) -> int:
     """Print an error for whoever reads it and return the exit code."""
     from tollkeeper.client.errors import CallFailed, CallRefused
 
-    code = EXIT_REFUSED if isinstance(error, CallRefused) else EXIT_FAILED
+    is_refusal = isinstance(error, CallRefused | AdminKeyExists)
+    code = EXIT_REFUSED if is_refusal else EXIT_FAILED
     if not as_json:
         from rich.console import Console
         from rich.text import Text

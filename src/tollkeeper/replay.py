@@ -51,16 +51,21 @@ class ReplayOptions:
     speed: float | None = None
     connections: int = 16
     skip_bad: bool = False
+    hold: bool = False
     topup: int | None = None
 
 
 class Bill(NamedTuple):
-    """One line to be billed; `offset_s` is its time in the trace since the first line's."""
+    """One line to be billed; `offset_s` is its time in the trace since the first line's.
+
+    `context_cost` is known before the work: what a hold reserves.
+    """
 
     line: int
     account: int
     cost: int
     offset_s: float
+    context_cost: int
 
 
 class Replay:
@@ -178,7 +183,14 @@ class Replay:
                     await self._clock.sleep(wait_s)
                 self._latest_s = max(self._latest_s, -wait_s)
             key = survey.consumption_key(item.line)
-            await tally.consume(client, ids[item.account], item.cost, key=key, due_s=due_s)
+            account_id = ids[item.account]
+            if self._options.hold and item.context_cost:
+                await tally.hold_and_capture(
+                    client, account_id, item.cost, held=item.context_cost,
+                    keys=(survey.hold_key(item.line), key), due_s=due_s,
+                )  # fmt: skip
+                return
+            await tally.consume(client, account_id, item.cost, key=key, due_s=due_s)
 
         def done() -> int:
             return tally.requests
@@ -201,7 +213,9 @@ class Replay:
             first = first or row.at
             if cost:
                 offset_s = (row.at - first).total_seconds()
-                yield Bill(row.line, survey.terms.account_of(row.line), cost, offset_s)
+                account = survey.terms.account_of(row.line)
+                context_cost = row.context_tokens * survey.terms.price_context
+                yield Bill(row.line, account, cost, offset_s, context_cost)
 
     async def _audit(self, client: CreditsClient, survey: Survey) -> Audit:
         auditor, ids = Auditor(client), survey.account_ids

@@ -8,10 +8,20 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from tollkeeper.access.service import AccessService, KeyMaker
+from tollkeeper.access import keyfile
+from tollkeeper.access.issuer import IssuedKey, KeyIssuer
+from tollkeeper.access.metrics import AccessCollector
+from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings, variable_of
+from tollkeeper.credits.auditor import Auditor
+from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
+from tollkeeper.credits.checkpoint_store import CheckpointStore
+from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
+from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
+from tollkeeper.credits.keyfile import read_signing_key
 from tollkeeper.credits.metrics import CreditsMetrics
+from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
@@ -21,14 +31,13 @@ from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
+from tollkeeper.web.auth import AuthenticationTally
 
 CREDITS_ROLE = "tollkeeper_credits"
 """What the ledger's service acts as: it may append transactions, never change them."""
 
 ACCESS_ROLE = "tollkeeper_access"
-"""What services read API keys as."""
-
-_ACCESS_POOL_SIZE = 1
+"""What services check and administer API keys as."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,8 +50,67 @@ class CreditsRuntime:
     registry: CollectorRegistry
     engine: Engine
     credits: CreditsService
+    auditor: Auditor
     access: AccessService
+    issuer: KeyIssuer
+    tally: AuthenticationTally
     reads: Pool
+
+
+@asynccontextmanager
+async def ledger_service(
+    settings: Settings, registry: CollectorRegistry
+) -> AsyncIterator[CreditsService]:
+    """Lend the ledger without HTTP, for periodic jobs that write: an engine with one lane."""
+    clock = SystemClock()
+    connect = connector(dsn_of(settings, "credits"), role=CREDITS_ROLE, settings=SESSION_SETTINGS)
+    pool = Pool(connect, size=2, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    store = LedgerStore()
+    engine = Engine(
+        pool, store, clock=clock,
+        jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
+        metrics=CreditsMetrics(registry), limits=EngineLimits(lanes=1),
+    )  # fmt: skip
+    engine.start()
+    try:
+        yield CreditsService(engine, pool, store)
+    finally:
+        await engine.drain()
+        await engine.close()
+        await pool.close()
+
+
+@asynccontextmanager
+async def checkpoint_maker(
+    settings: Settings, registry: CollectorRegistry
+) -> AsyncIterator[Checkpointer | None]:
+    """Lend what makes and publishes checkpoints, as the owner; None without a key to sign with.
+
+    Raises:
+        ConfigurationError: the key cannot be read.
+    """
+    if settings.checkpoint_key is None:
+        yield None
+        return
+    clock = SystemClock()
+    key = read_signing_key(settings.checkpoint_key)
+    connect = connector(dsn_of(settings, "credits"), settings=MAKER_SETTINGS)
+    pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    target = None if settings.checkpoint_url is None else HttpTarget(settings.checkpoint_url)
+    try:
+        yield Checkpointer(
+            pool,
+            CheckpointStore(),
+            key=key,
+            clock=clock,
+            metrics=CheckpointMetrics(registry),
+            file=settings.checkpoint_file,
+            target=target,
+        )
+    finally:
+        await pool.close()
+        if target is not None:
+            await target.close()
 
 
 @asynccontextmanager
@@ -62,13 +130,11 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     # Two pools: a page of history must never keep a lane waiting.
     lanes = Pool(connect, size=settings.lanes, clock=clock, acquire_timeout_s=timeout_s)
     reads = Pool(connect, size=settings.pool_size, clock=clock, acquire_timeout_s=timeout_s)
-    keys = Pool(
-        connector(access_dsn, role=ACCESS_ROLE),
-        size=_ACCESS_POOL_SIZE,
-        clock=clock,
-        acquire_timeout_s=timeout_s,
-    )
-    PoolCollector({"lanes": lanes, "reads": reads, "access": keys}, registry)
+    connect = connector(access_dsn, role=ACCESS_ROLE)
+    # Two pools here too: however much keys are administered, a revocation is seen in time.
+    checking = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
+    issuing = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
+    PoolCollector({"lanes": lanes, "reads": reads, "access": checking, "keys": issuing}, registry)
     store = LedgerStore()
     engine = Engine(
         lanes,
@@ -80,7 +146,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
         ),
     )
-    access = AccessService(keys, clock=clock)
+    access, tally = AccessService(checking, clock=clock), AuthenticationTally()
+    AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
     engine.start()
     access.start()
     try:
@@ -91,14 +158,17 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             registry=registry,
             engine=engine,
             credits=CreditsService(engine, reads, store),
+            auditor=Auditor(reads, CheckpointStore(), store),
             access=access,
+            issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
+            tally=tally,
             reads=reads,
         )
     finally:
         await engine.drain()
         await engine.close()
         await access.close()
-        for pool in (lanes, reads, keys):
+        for pool in (lanes, reads, checking, issuing):
             await pool.close()
 
 
@@ -109,11 +179,30 @@ async def ensure_development_key(access_dsn: str, path: Path) -> str:
         ConfigurationError: the file cannot be read or written.
         DatabaseError: the database cannot be reached.
     """
+    async with _owners_issuer(access_dsn) as issuer:
+        return await keyfile.ensure_development_key(issuer, path)
+
+
+async def create_first_key(
+    access_dsn: str, name: str, *, expires_in_s: int | None, is_forced: bool
+) -> IssuedKey:
+    """Make the first key that can make others, as the owner of the database.
+
+    Raises:
+        AdminKeyExists: somebody has such a key, and it is not forced.
+        KeyInvalid: a name or expiry that cannot be.
+        DatabaseError: the database cannot be reached.
+    """
+    async with _owners_issuer(access_dsn) as issuer:
+        return await issuer.create_first_key(name, expires_in_s=expires_in_s, is_forced=is_forced)
+
+
+@asynccontextmanager
+async def _owners_issuer(access_dsn: str) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
     pool = Pool(connector(access_dsn), size=1, clock=clock)
     try:
-        maker = KeyMaker(pool, clock=clock, entropy=system_entropy, tokens=system_token)
-        return await maker.ensure_development_key(path)
+        yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:
         await pool.close()
 

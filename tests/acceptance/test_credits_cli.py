@@ -118,6 +118,13 @@ def test_what_is_not_there_and_what_makes_no_sense(service: Service) -> None:
     assert service.run("credits", "topup", "nobody", "0").code == 2
     assert service.run("credits", "topup", "nobody", "many").code == 2
     assert service.run("credits").code == 2
+    for wrong in (
+        ["balance", "\udcff"],
+        ["balance", "a/b"],
+        ["topup", "x", "5", "--key", "\udcff"],
+    ):
+        said = service.run("credits", *wrong)
+        assert (said.code, said.out, said.err.count("\n")) == (1, "", 1), said.err
     wrong_key = service.run("credits", "verify", environment={"TOLLKEEPER_API_KEY": "tk_wrong"})
 
     assert wrong_key.code == 1

@@ -56,6 +56,23 @@ def test_a_second_run_charges_nothing(service: Service, tmp_path: Path) -> None:
     assert f"{cost_of(200):,}" in shown.out
 
 
+def test_holds_are_captured_at_the_true_cost_and_once(service: Service, tmp_path: Path) -> None:
+    trace = write_trace(tmp_path, rows=60)
+    command = ("replay", str(trace), "--accounts", "3", "--hold", "--run", "held", "--json")
+    first, second = (service.run(*command).json() for _ in range(2))
+    audit = first["audit"]
+    accounts = first["accounts"]
+    assert isinstance(audit, dict)
+    assert isinstance(accounts, list)
+    kinds = service.run("credits", "history", str(accounts[0]), "--json").json()["items"]
+    assert isinstance(kinds, list)
+
+    assert (60, cost_of(60)) == (first["charged"], first["charged_units"])
+    assert (0, 60) == (second["charged"], second["replayed"])
+    assert (cost_of(60), 0, []) == (audit["consumed"], audit["balances"], audit["faults"])
+    assert {"topup", "hold", "capture"} == {each["kind"] for each in kinds}
+
+
 def test_a_malformed_line_is_named_and_nothing_is_billed(service: Service, tmp_path: Path) -> None:
     trace = write_trace(tmp_path, rows=10, bad="2024-01-01 00:00:00,12,many\r\n")
     before = service.run("credits", "verify", "--json").json()

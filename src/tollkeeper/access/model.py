@@ -1,4 +1,4 @@
-"""API keys: how one looks to its holder, and what is kept of it.
+"""API keys: how one looks to its holder, what is kept of it, and who may do what with whose.
 
 The holder's text is `tk_<environment>_<secret><checksum>`: the prefix lets secret scanners find
 keys that leaked, the checksum lets them tell keys from look-alikes without asking anybody. Kept is
@@ -10,8 +10,10 @@ Invariant: what the table's constraints allow is an `ApiKey`, so no row can stop
 import hashlib
 import re
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Final, Literal
 from uuid import UUID
 
@@ -30,7 +32,42 @@ MAX_TENANT_BYTES: Final = 128
 
 HASH_BYTES: Final = 32
 
+GRACE_S: Final = 86_400
+"""How long a rotated key goes on working unless it is said otherwise: a day to change it."""
+
+MAX_GRACE_S: Final = 30 * 86_400
+"""A longer grace is no rotation."""
+
+MAX_LIFE_S: Final = 10 * 365 * 86_400
+"""The latest expiry, from now: ten years."""
+
+PAGE_LIMIT: Final = 1_000
+"""Most keys or events in one page."""
+
+OWNER: Final = "owner"
+"""The actor of what was done as the owner of the database: on the command line, or by hand."""
+
 _TOKEN = re.compile(r"(?P<signed>tk_(?:dev|live)_[0-9a-f]{64})(?P<checksum>[0-9a-f]{8})")
+
+
+class KeyState(StrEnum):
+    """What a key is good for."""
+
+    ACTIVE = "active"
+    GRACE = "grace"
+    """Rotated: works until the end of its grace."""
+    EXPIRED = "expired"
+    REVOKED = "revoked"
+
+
+class EventKind(StrEnum):
+    """What was done to a key; `changed` and `deleted` are done by hand, in the database."""
+
+    CREATED = "created"
+    ROTATED = "rotated"
+    REVOKED = "revoked"
+    CHANGED = "changed"
+    DELETED = "deleted"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +80,10 @@ class ApiKey:
     scopes: tuple[str, ...]
     tenant_id: TenantId | None
     created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    replaced_by: UUID | None = None
+    last_used_at: datetime | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.name) <= MAX_NAME_LENGTH or not _is_storable(self.name):
@@ -62,6 +103,55 @@ class ApiKey:
             tenant_id=self.tenant_id,
         )
 
+    def state(self, now: datetime) -> KeyState:
+        """Return what the key is good for at a moment; it expires at `expires_at` itself."""
+        if self.revoked_at is not None:
+            return KeyState.REVOKED
+        if self.expires_at is not None and self.expires_at <= now:
+            return KeyState.EXPIRED
+        return KeyState.ACTIVE if self.replaced_by is None else KeyState.GRACE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyEvent:
+    """Something that was done to a key, and the key after it; `actor` is a key's id or `OWNER`."""
+
+    sequence: int
+    created_at: datetime
+    kind: EventKind
+    actor: str
+    key_id: UUID
+    name: str
+    scopes: tuple[str, ...]
+    tenant_id: TenantId | None
+    expires_at: datetime | None
+    replaced_by: UUID | None
+
+
+def tenant_for(by: Principal | None, tenant_id: TenantId | None) -> TenantId | None:
+    """Return the tenant of a key that `by` (None: the owner) makes for `tenant_id` (None: unsaid).
+
+    Raises:
+        KeyInvalid: a key that is bound to a tenant makes keys of that tenant only.
+    """
+    if by is None or by.tenant_id is None:
+        return tenant_id
+    if tenant_id not in {None, by.tenant_id}:
+        raise KeyInvalid(field="tenant_id", fault=f"must be {by.tenant_id}, as of your own key")
+    return by.tenant_id
+
+
+def check_scopes(by: Principal | None, scopes: Collection[str]) -> None:
+    """Refuse to hand on more than one has.
+
+    Raises:
+        KeyInvalid: a scope that `by` does not have.
+    """
+    missing = set() if by is None else set(scopes) - by.scopes
+    if missing:
+        names = ", ".join(sorted(missing))
+        raise KeyInvalid(field="scopes", fault=f"names what your own key does not allow: {names}")
+
 
 def compose_token(environment: Environment, secret: bytes) -> str:
     """Return the text that the holder of a key sends."""
@@ -76,7 +166,12 @@ def is_token(text: str) -> bool:
 
 
 def hash_token(token: str) -> bytes:
-    """Return what is kept of a key; any text has a hash, so that none needs a check before."""
+    """Return what is kept of a key; any text has a hash, so that none needs a check before.
+
+    Looking a hash up needs no constant time: what the time of a look-up could tell is how far the
+    hash of a guess agrees with a kept one, and from a hash no way leads back to 256 random bits.
+    The secret itself is compared nowhere.
+    """
     return hashlib.sha256(token.encode(errors="replace")).digest()
 
 

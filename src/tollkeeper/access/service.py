@@ -1,42 +1,55 @@
 """Who holds which key: all valid keys in memory, so that checking one costs no round trip.
 
-`AccessService` checks keys and needs a pool that may read (role `tollkeeper_access`); `KeyMaker`
-makes them and needs the owner's. A background task asks every two seconds whether any key changed,
-and reads them again only then. When the database is away the last known keys go on working; `age_s`
-says since when. So a revoked key works for two seconds more, or until the database is back.
+It needs a pool that acts as `tollkeeper_access`. A background task asks every two seconds whether
+any key changed, and reads them again only then. When the database is away the last known keys go
+on working until they expire; `age_s` says since when. So a revoked key works for two seconds more,
+or until the database is back. Expiry needs no refresh: each check looks at the clock.
+
+When a key was last used is noted in memory, to the two seconds, and written now and then: a
+request pays an assignment for it. What was noted within `USES_INTERVAL_S` of a crash is lost.
 """
 
 import asyncio
 import contextlib
-import os
-import tempfile
-from collections.abc import Collection, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from types import MappingProxyType
+from uuid import UUID
 
 import structlog
 
-from tollkeeper.access.errors import KeysUnavailable, KeyUnknown
-from tollkeeper.access.model import ApiKey, Environment, compose_token, hash_token, is_token
+from tollkeeper.access.errors import KeyExpired, KeysUnavailable, KeyUnknown
+from tollkeeper.access.model import ApiKey, hash_token
 from tollkeeper.access.store import KeyStore
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
-from tollkeeper.kernel.errors import ConfigurationError
-from tollkeeper.kernel.ids import (
-    EntropySource,
-    TenantId,
-    TokenSource,
-    compose_id,
-    milliseconds_since_epoch,
-)
-from tollkeeper.kernel.principal import Principal, Scope
+from tollkeeper.kernel.principal import Principal
 
 REFRESH_INTERVAL_S = 2.0
 """How long a change of a key may take to be seen by every service."""
 
-DEVELOPMENT_KEY_NAME = "development"
+USES_INTERVAL_S = 30.0
+"""How often the last uses are written."""
+
+CLOSE_TIMEOUT_S = 2.0
+"""The last uses may take so long to be written when the process leaves."""
+
+EXPIRED_KEPT = timedelta(days=7)
+"""So long the holder of an expired key is told that it expired; then it is unknown."""
 
 _log = structlog.get_logger(__name__)
+
+
+class _HeldKey:
+    """A key in memory; mutable, because a use must cost no more than an assignment."""
+
+    __slots__ = ("expires_at", "is_used", "key_id", "principal")
+
+    def __init__(self, key: ApiKey) -> None:
+        self.principal = key.principal()
+        self.key_id = key.key_id
+        self.expires_at = key.expires_at
+        self.is_used = False
 
 
 class AccessService:
@@ -46,10 +59,13 @@ class AccessService:
         self._pool = pool
         self._clock = clock
         self._store = KeyStore()
-        self._principals: Mapping[bytes, Principal] | None = None
+        self._held: Mapping[bytes, _HeldKey] | None = None
         self._version = -1
+        self._read_at: datetime | None = None
         self._confirmed_s: float | None = None
         self._is_stale = False
+        self._uses: dict[UUID, datetime] = {}
+        self._recorded_s = clock.monotonic_s()
         self._turn = asyncio.Lock()
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -58,15 +74,23 @@ class AccessService:
 
         Raises:
             KeyUnknown: no such key, or it was revoked.
+            KeyExpired: its time is over.
             KeysUnavailable: the keys could not be read even once.
         """
-        if self._principals is None:
+        if self._held is None:
             raise KeysUnavailable
-        # The hash of a secret is looked up, not the secret: the time it takes tells nothing of use.
-        principal = self._principals.get(hash_token(token))
-        if principal is None:
+        # The hash of a secret is looked up, not the secret: see `hash_token` on timing.
+        held = self._held.get(hash_token(token))
+        if held is None:
             raise KeyUnknown
-        return principal
+        if held.expires_at is not None and held.expires_at <= self._clock.now():
+            raise KeyExpired(
+                key_id=held.key_id,
+                tenant_id=held.principal.tenant_id,
+                expired_at=held.expires_at,
+            )
+        held.is_used = True
+        return held.principal
 
     @property
     def age_s(self) -> float:
@@ -78,19 +102,25 @@ class AccessService:
     @property
     def is_loaded(self) -> bool:
         """Whether the keys were read at least once."""
-        return self._principals is not None
+        return self._held is not None
+
+    @property
+    def held(self) -> int:
+        """How many keys are in memory."""
+        return 0 if self._held is None else len(self._held)
 
     def start(self) -> None:
         """Read the keys as soon as the database answers, and keep them current from now on."""
         self._refreshing = asyncio.create_task(self._keep_current(), name="access.refresh")
 
     async def close(self) -> None:
-        """Stop keeping the keys current; the last known ones stay."""
+        """Stop keeping the keys current and write the last uses; the last known keys stay."""
         if self._refreshing is not None:
             self._refreshing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._refreshing
             self._refreshing = None
+            await self._try_record_uses()
 
     async def refresh(self) -> None:
         """Read the keys again if any changed.
@@ -99,19 +129,57 @@ class AccessService:
             DatabaseError: the last known keys stay in force.
         """
         async with self._turn, self._pool.connection() as connection:
-            started_s = self._clock.monotonic_s()
-            if self._version != await self._store.version(connection):
-                self._version, keys = await self._store.valid_keys(connection)
-                self._principals = MappingProxyType(
-                    {key.token_hash: key.principal() for key in keys}
+            started_s, now = self._clock.monotonic_s(), self._clock.now()
+            # A clock that was set back may have made us leave keys out that are good now.
+            is_set_back = self._read_at is not None and now < self._read_at
+            if is_set_back or self._version != await self._store.version(connection):
+                version, keys = await self._store.valid_keys(
+                    connection, expired_after=now - EXPIRED_KEPT
                 )
-                _log.info("access.keys_read", keys=len(keys), version=self._version)
+                self._note_uses()
+                self._held = MappingProxyType({key.token_hash: _HeldKey(key) for key in keys})
+                self._version = version
+                self._read_at = now
+                _log.info("access.keys_read", keys=len(keys), version=version)
             self._confirmed_s = started_s
+
+    async def see_change(self) -> None:
+        """Refresh now, because a key was changed here; what fails is made up for soon."""
+        await self._try_refresh()
+
+    async def record_uses(self) -> None:
+        """Write when the keys were last used.
+
+        Raises:
+            DatabaseError: they are kept for the next time.
+        """
+        self._note_uses()
+        uses, self._uses = self._uses, {}
+        self._recorded_s = self._clock.monotonic_s()
+        if not uses:
+            return
+        try:
+            async with self._pool.connection() as connection:
+                await self._store.record_uses(connection, uses)
+        except BaseException:
+            self._uses = {**uses, **self._uses}
+            raise
 
     async def _keep_current(self) -> None:
         while True:
             await self._try_refresh()
+            self._note_uses()
+            if self._clock.monotonic_s() - self._recorded_s >= USES_INTERVAL_S:
+                await self._try_record_uses()
             await self._clock.sleep(REFRESH_INTERVAL_S)
+
+    def _note_uses(self) -> None:
+        """Collect which keys were used since the last time."""
+        now = self._clock.now()
+        for held in (self._held or {}).values():
+            if held.is_used:
+                held.is_used = False
+                self._uses[held.key_id] = now
 
     async def _try_refresh(self) -> None:
         """Refresh; say once when it begins to fail, and once when it works again."""
@@ -126,100 +194,10 @@ class AccessService:
             self._is_stale = False
             _log.info("access.keys_current", version=self._version)
 
-
-class KeyMaker:
-    """Makes keys of one access database, as its owner."""
-
-    def __init__(
-        self, pool: Pool, *, clock: Clock, entropy: EntropySource, tokens: TokenSource
-    ) -> None:
-        self._pool = pool
-        self._clock = clock
-        self._entropy = entropy
-        self._tokens = tokens
-        self._store = KeyStore()
-
-    async def create_key(
-        self,
-        name: str,
-        *,
-        scopes: Collection[Scope],
-        tenant_id: TenantId | None = None,
-        environment: Environment = "live",
-    ) -> tuple[ApiKey, str]:
-        """Make a key and return it with the text for its holder, which is kept nowhere else.
-
-        Services accept it from their next refresh on.
-
-        Raises:
-            KeyInvalid: a name, scope or tenant that cannot be.
-            DatabaseError: the database is away.
-        """
-        now = self._clock.now()
-        entropy = self._entropy()
-        token = compose_token(environment, self._tokens())
-        key = ApiKey(
-            key_id=compose_id(milliseconds_since_epoch(now), entropy, entropy & 0xFF),
-            name=name,
-            token_hash=hash_token(token),
-            scopes=tuple(sorted(scope.value for scope in scopes)),
-            tenant_id=tenant_id,
-            created_at=now,
-        )
-        async with self._pool.connection() as connection:
-            await self._store.insert_key(connection, key)
-        _log.info(
-            "access.key_created", key_id=str(key.key_id), name=name, tenant_id=tenant_id,
-            scopes=key.scopes,
-        )  # fmt: skip
-        return key, token
-
-    async def ensure_development_key(self, path: Path) -> str:
-        """Return the key in `path` if it is still valid; otherwise make one and put it there.
-
-        Raises:
-            ConfigurationError: the file cannot be read or written.
-            DatabaseError: the database is away.
-        """
-        token = await asyncio.to_thread(_read_token, path)
-        if token is not None and await self._is_valid(token):
-            return token
-        _, token = await self.create_key(
-            DEVELOPMENT_KEY_NAME, scopes=(Scope.ADMIN,), environment="dev"
-        )
-        await asyncio.to_thread(_write_secret, path, token)
-        return token
-
-    async def _is_valid(self, token: str) -> bool:
-        async with self._pool.connection() as connection:
-            return await self._store.is_valid_key(connection, hash_token(token))
-
-
-def _read_token(path: Path) -> str | None:
-    """Return the key in a file, whose mode is put right; None if there is no whole key in it."""
-    try:
-        token = path.read_bytes().decode("ascii", errors="replace").strip()
-        path.chmod(0o600)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise ConfigurationError(problem=f"{path} cannot be read: {error.strerror}.") from error
-    return token if is_token(token) else None
-
-
-def _write_secret(path: Path, token: str) -> None:
-    """Put a file in place whole or not at all, for its owner's eyes only."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
+    async def _try_record_uses(self) -> None:
         try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as file:
-                file.write(f"{token}\n")
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise ConfigurationError(problem=f"{path} cannot be written: {error.strerror}.") from error
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self.record_uses()
+        except Exception as error:  # noqa: BLE001 - the edge of a background task
+            if not self._is_stale:
+                _log.warning("access.uses_not_recorded", error=repr(error), keys=len(self._uses))

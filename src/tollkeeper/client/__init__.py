@@ -7,7 +7,9 @@ from tollkeeper.client.errors import (
     CallRefused,
     ClientError,
     ServiceUnreachable,
+    TokenLost,
 )
+from tollkeeper.client.keys import KeysClient
 from tollkeeper.client.messages import Operation
 
 __all__ = [
@@ -16,6 +18,8 @@ __all__ = [
     "CallRefused",
     "ClientError",
     "CreditsClient",
+    "KeysClient",
     "Operation",
     "ServiceUnreachable",
+    "TokenLost",
 ]

@@ -1,11 +1,13 @@
 """Errors of the client.
 
 ClientError
+├── CallMalformed             a field cannot be sent as it is: nothing was sent
 ├── ServiceUnreachable        no connection could be made: nothing was sent
 ├── AnswerMissing             sent, and no usable answer came back: the outcome is unknown
 │   ├── ConnectionLost        the connection broke before the answer was whole
 │   ├── AnswerTimeout         no answer before the deadline
-│   └── AnswerMalformed       bytes came back that are not the answer the contract promises
+│   ├── AnswerMalformed       bytes came back that are not the answer the contract promises
+│   └── TokenLost             ... to a call that makes a key: its token is gone
 ├── CallFailed                the service answered with a problem document
 │   └── CallRefused           ... because the ledger's rules or its state do not allow the call
 ├── TraceMalformed            (client/trace.py) a usage trace has lines that cannot be billed
@@ -26,6 +28,18 @@ REFUSAL_STATUSES = frozenset({402, 404, 409, 422})
 @dataclass(eq=False, kw_only=True)
 class ClientError(TollkeeperError):
     """A call to a Tollkeeper service did not succeed."""
+
+
+@dataclass(eq=False, kw_only=True)
+class CallMalformed(ClientError):
+    """A field of the call cannot be put into a request; nothing was sent."""
+
+    field: str
+    fault: str
+
+    def message(self) -> str:
+        """Name the field and its fault; the value may be a secret."""
+        return f"{self.field} {self.fault}"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -80,6 +94,20 @@ class AnswerMalformed(AnswerMissing):
     def message(self) -> str:
         """Say what is wrong with the answer."""
         return f"{self.url} did not answer as a Tollkeeper service: {self.reason}"
+
+
+@dataclass(eq=False, kw_only=True)
+class TokenLost(AnswerMissing):
+    """No answer came to a call that makes a key: there may be a key whose token nobody has."""
+
+    reason: str
+
+    def message(self) -> str:
+        """Say what to do about it."""
+        return (
+            f"{self.reason}; a key may have been made whose token nobody has: look for it with "
+            "`tollkeeper keys list`, and revoke it (or, if it came by rotation, rotate it)"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

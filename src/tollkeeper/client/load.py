@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.errors import CallFailed, CallRefused
-from tollkeeper.client.messages import BatchResult, Fault, Operation
+from tollkeeper.client.messages import BatchResult, Fault, Operation, Receipt
 from tollkeeper.kernel.clock import Clock
 
 BATCH_SIZE = 500
@@ -137,9 +137,43 @@ class Tally:
         Raises:
             ClientError: the service is gone, or no such call can succeed (400, 401, 403 ...).
         """
+        await self._count(client.consume(account_id, amount, key=key), due_s)
+
+    async def hold_and_capture(
+        self,
+        client: CreditsClient,
+        account_id: str,
+        amount: int,
+        *,
+        held: int,
+        keys: tuple[str, str],
+        due_s: float | None = None,
+    ) -> None:
+        """Hold `held`, capture `amount` for good, and count that as one call; else as `consume`.
+
+        What passes the hold is its allowance, what is left of it is given back. `keys` are those
+        of the hold and of the capture.
+
+        Raises:
+            ClientError: as `consume`.
+        """
+        hold_key, capture_key = keys
+
+        async def settled() -> Receipt:
+            made = await client.hold(
+                account_id, held, allowance=max(0, amount - held), key=hold_key
+            )
+            assert made.transaction.hold_id is not None
+            return await client.capture(
+                made.transaction.hold_id, amount, final=True, key=capture_key
+            )
+
+        await self._count(settled(), due_s)
+
+    async def _count(self, call: Awaitable[Receipt], due_s: float | None) -> None:
         started_s = self._clock.monotonic_s() if due_s is None else due_s
         try:
-            receipt = await client.consume(account_id, amount, key=key)
+            receipt = await call
         except CallRefused as error:
             self.refused[error.name] += 1
         except CallFailed as error:
@@ -224,7 +258,7 @@ class Auditor:
             accounts=len(account_ids),
             transactions=self._sums["transactions"],
             topped_up=self._sums["topup"],
-            consumed=self._sums["consume"],
+            consumed=self._sums["consume"] + self._sums["capture"] - self._sums["refund"],
             balances=self._sums["balances"],
             faults=tuple(self._faults),
         )

@@ -1,4 +1,4 @@
-"""What the credits service says and is told, as msgspec structs: the client's half of the contract.
+"""What the service says and is told, as msgspec structs: the client's half of the contract.
 
 Not rules: nothing is checked here that the service decides. Unknown members are ignored, so that an
 older client understands a newer service.
@@ -38,6 +38,33 @@ class Transaction(msgspec.Struct, frozen=True):
     created_at: datetime
     description: str | None = None
     metadata: dict[str, object] | None = None
+    hold_id: str | None = None
+    refund_of: str | None = None
+    freed: int | None = None
+    expires_at: datetime | None = None
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """Credits promised; `remaining` of `amount` is still reserved."""
+
+    hold_id: str
+    account_id: str
+    state: str
+    amount: int
+    captured: int
+    released: int
+    remaining: int
+    allowance: int
+    overrun: int
+    expires_at: datetime
+    created_at: datetime
+
+
+class HoldsPage(msgspec.Struct, frozen=True):
+    """A page of open holds, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[Hold, ...]
+    next: str | None = None
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -57,13 +84,19 @@ class Page(msgspec.Struct, frozen=True):
 class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     """One operation of a batch."""
 
-    op: Literal["open", "topup", "consume"]
+    op: Literal["open", "topup", "consume", "hold", "capture", "release", "extend", "refund"]
     account_id: str
     tenant_id: str | None = None
     idempotency_key: str | None = None
     amount: int | None = None
     description: str | None = None
     metadata: dict[str, object] | None = None
+    up_to: bool | None = None
+    expires_in_s: int | None = None
+    allowance: int | None = None
+    hold_id: str | None = None
+    final: bool | None = None
+    transaction_id: str | None = None
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -118,4 +151,57 @@ class Verification(msgspec.Struct, frozen=True):
     balance: int
     faults: tuple[Fault, ...] = ()
     more_faults: bool = False
+    next: str | None = None
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An API key as it may be shown; `state` is active, grace, expired or revoked."""
+
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    state: str
+    created_at: datetime
+    tenant_id: str | None = None
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+    replaced_by: str | None = None
+    last_used_at: datetime | None = None
+
+
+class IssuedKey(Key, frozen=True, kw_only=True):
+    """A new key with its token, which is shown this once."""
+
+    token: str
+
+    def __repr__(self) -> str:
+        return f"IssuedKey(key_id={self.key_id!r}, name={self.name!r})"
+
+
+class KeyPage(msgspec.Struct, frozen=True):
+    """A page of keys, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[Key, ...]
+    next: str | None = None
+
+
+class KeyEvent(msgspec.Struct, frozen=True):
+    """Something that was done to a key, and the key after it; `actor` is a key's id or owner."""
+
+    sequence: int
+    created_at: datetime
+    kind: str
+    actor: str
+    key_id: str
+    name: str
+    scopes: tuple[str, ...]
+    tenant_id: str | None = None
+    expires_at: datetime | None = None
+    replaced_by: str | None = None
+
+
+class KeyEventPage(msgspec.Struct, frozen=True):
+    """A page of events, oldest first; `next` is the cursor of the page after it."""
+
+    items: tuple[KeyEvent, ...]
     next: str | None = None

@@ -57,7 +57,7 @@ class TraceMalformed(ClientError):
     def message(self) -> str:
         """Name the first malformed line, and how many there are."""
         line, problem = self.bad[0]
-        more = f" and {self.count - 1:,} more malformed lines" if self.count > 1 else ""
+        more = f"; {self.count - 1:,} more lines are malformed" if self.count > 1 else ""
         return f"{self.path}, line {line:,}: {problem}{more}; nothing was billed"
 
 
@@ -125,6 +125,10 @@ class Survey:
     def consumption_key(self, line: int) -> str:
         """Return the idempotency key of a line."""
         return self._derive("consumption", line)
+
+    def hold_key(self, line: int) -> str:
+        """Return the idempotency key of a line's hold."""
+        return self._derive("hold", line)
 
     def topup_key(self, number: int, amount: int) -> str:
         """Return the idempotency key of an account's top-up."""

@@ -5,47 +5,62 @@ costs 24.8 µs in the framework, so 16.3 µs (measured in process). Bodies and a
 of `messages.py`; what stands in the OpenAPI document is said in the `RouteFacts` here.
 """
 
+from collections.abc import Mapping
+from typing import assert_never
+
 import msgspec
 from litestar import Request, get, post
 from litestar.datastructures import State
 from litestar.handlers import HTTPRouteHandler
-from litestar.openapi.spec import Parameter, Schema
-from litestar.openapi.spec.enums import OpenAPIType
 from litestar.types import Receive
 from litestar.types import Scope as HttpScope
 
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.engine import Result
 from tollkeeper.credits.messages import (
-    ID_RULE,
     AccountView,
     BatchAnswer,
     BatchBody,
     BatchResult,
+    CaptureItem,
     ConsumeItem,
+    ConsumptionBody,
+    ExtendItem,
     HistoryPage,
-    MovementBody,
+    HoldishItem,
+    HoldItem,
+    Item,
     OpenAccountBody,
     OpenItem,
+    RefundItem,
+    ReleaseItem,
+    TopupBody,
     TopupItem,
     TransactionView,
     VerificationView,
     VerifyBody,
     account_view,
+    answer_view,
     history_item,
-    transaction_view,
 )
-from tollkeeper.credits.model import Kind, Opened, Operation, Posted, Verification
-from tollkeeper.credits.service import PAGE_LIMIT, CreditsService
+from tollkeeper.credits.model import Kind, Opened, Operation, Posted
+from tollkeeper.credits.route_facts import (
+    ACCOUNT_ID,
+    AFTER,
+    LIMIT,
+    PAGE_DEFAULT,
+    PAGE_LIMIT,
+    written,
+)
+from tollkeeper.credits.service import CreditsService
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.ids import EntropySource
 from tollkeeper.kernel.principal import Principal, Scope
 from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
-from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
 from tollkeeper.web.express import Answering
-from tollkeeper.web.idempotency import MAX_KEY_LENGTH, idempotency_key
+from tollkeeper.web.idempotency import idempotency_key
 from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, RouteFacts, documented
 from tollkeeper.web.problem import URN, ProblemKind, ProblemTable, problem_of
 from tollkeeper.web.query import query_of, refuse_query
@@ -60,6 +75,20 @@ PROBLEMS: ProblemTable = {
     ),
     errors.BalanceTooLarge: ProblemKind(
         422, URN + "balance-too-large", "The balance would be too large"
+    ),
+    errors.HoldNotFound: ProblemKind(404, URN + "hold-not-found", "Hold not found"),
+    errors.HoldClosed: ProblemKind(409, URN + "hold-closed", "The hold is settled or expired"),
+    errors.CaptureTooLarge: ProblemKind(
+        409, URN + "capture-too-large", "More than the hold and its allowance"
+    ),
+    errors.TransactionNotFound: ProblemKind(
+        404, URN + "transaction-not-found", "Transaction not found"
+    ),
+    errors.NotRefundable: ProblemKind(
+        409, URN + "not-refundable", "The transaction cannot be refunded"
+    ),
+    errors.RefundTooLarge: ProblemKind(
+        409, URN + "refund-too-large", "More than was taken and not given back"
     ),
     errors.KeyReused: ProblemKind(
         422, URN + "idempotency-key-reused", "Idempotency-Key was used for another request"
@@ -77,18 +106,14 @@ PROBLEMS: ProblemTable = {
         429, URN + "verification-running", "A verification is running"
     ),
     errors.CheckpointNotFound: ProblemKind(404, URN + "checkpoint-not-found", "No such checkpoint"),
-    errors.NothingToProve: ProblemKind(404, URN + "nothing-to-prove", "No such transaction"),
     errors.NotCheckpointed: ProblemKind(
         409, URN + "not-checkpointed", "No checkpoint covers the transaction yet"
     ),
 }
 
-PAGE_DEFAULT = 100
-"""Transactions in a page of a history that does not ask for another number."""
-
 _ENCODER = msgspec.json.Encoder()
 _REPLAYED = ((b"idempotent-replayed", b"true"),)
-_AnyRequest = Request[None, None, State]
+AnyRequest = Request[None, None, State]
 
 
 class CreditsApi:
@@ -101,7 +126,8 @@ class CreditsApi:
         self._entropy = entropy
         self._problems = problems
         self._open_decoder = msgspec.json.Decoder(OpenAccountBody)
-        self._movement_decoder = msgspec.json.Decoder(MovementBody)
+        self._topup_decoder = msgspec.json.Decoder(TopupBody)
+        self._consumption_decoder = msgspec.json.Decoder(ConsumptionBody)
         self._batch_decoder = msgspec.json.Decoder(BatchBody)
         self._verify_decoder = msgspec.json.Decoder(VerifyBody)
 
@@ -118,7 +144,7 @@ class CreditsApi:
             post("/v1/audit/verify", operation_class=said(_VERIFY))(self.verify),
         ]
 
-    async def open_account(self, request: _AnyRequest) -> JsonAnswer:
+    async def open_account(self, request: AnyRequest) -> JsonAnswer:
         """Open an account for a tenant.
 
         Opening it again for the same tenant changes nothing and answers 200; for another, 409.
@@ -131,17 +157,17 @@ class CreditsApi:
             requests.open_account(body.account_id, body.tenant_id)
         )
         assert isinstance(opened, Opened)
-        return _answer(account_view(opened.account), 201 if opened.created else 200)
+        return answer(account_view(opened.account), 201 if opened.created else 200)
 
-    async def read_account(self, request: _AnyRequest) -> JsonAnswer:
+    async def read_account(self, request: AnyRequest) -> JsonAnswer:
         """Read an account as it stands."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         refuse_query(request.scope)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
         account = await self._service.account(account_id, principal.tenant_id)
-        return _answer(account_view(account), 200)
+        return answer(account_view(account), 200)
 
-    async def top_up(self, request: _AnyRequest) -> JsonAnswer:
+    async def top_up(self, request: AnyRequest) -> JsonAnswer:
         """Add credits to an account.
 
         The `Idempotency-Key` makes a retry safe: the same key and request again change nothing
@@ -151,7 +177,7 @@ class CreditsApi:
             request.scope, request.receive, request.scope["path_params"]["account_id"]
         )
 
-    async def consume(self, request: _AnyRequest) -> JsonAnswer:
+    async def consume(self, request: AnyRequest) -> JsonAnswer:
         """Spend credits of an account, if it has them; a balance never goes below zero.
 
         A refusal changes nothing and keeps no key: the same key may be tried again.
@@ -160,21 +186,21 @@ class CreditsApi:
             request.scope, request.receive, request.scope["path_params"]["account_id"]
         )
 
-    async def read_history(self, request: _AnyRequest) -> JsonAnswer:
+    async def read_history(self, request: AnyRequest) -> JsonAnswer:
         """Read a page of an account's transactions, oldest first."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
-        query = query_of(request.scope, _AFTER.name, _LIMIT.name)
+        query = query_of(request.scope, AFTER.name, LIMIT.name)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        behind = requests.whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
-        count = requests.whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
+        behind = whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+        count = page_limit(query)
         found = await self._service.history(
             account_id, principal.tenant_id, after=behind, limit=count + 1
         )
         page = found[:count]
         following = str(page[-1].sequence) if len(found) > count else None
-        return _answer(HistoryPage([history_item(t) for t in page], following), 200)
+        return answer(HistoryPage([history_item(t) for t in page], following), 200)
 
-    async def batch(self, request: _AnyRequest) -> JsonAnswer:
+    async def batch(self, request: AnyRequest) -> JsonAnswer:
         """Decide up to 10,000 operations, in order.
 
         Each has its own result, so the answer is 200 also when some were refused. A body with a
@@ -187,9 +213,9 @@ class CreditsApi:
             self._operation(item, principal, index) for index, item in enumerate(body.operations)
         ]
         results = await self._service.execute(operations)
-        return _answer(BatchAnswer([self._result(result) for result in results]), 200)
+        return answer(BatchAnswer([self._result(result) for result in results]), 200)
 
-    async def verify(self, request: _AnyRequest) -> JsonAnswer:
+    async def verify(self, request: AnyRequest) -> JsonAnswer:
         """Check the hash chain and balances of one account, or of a slice of all.
 
         Without `account_id`, send `next` as `after` until it is null: that was the whole ledger.
@@ -198,12 +224,14 @@ class CreditsApi:
         refuse_query(request.scope)
         raw = await read_body(request.receive)
         body = decode_body(self._verify_decoder, raw or b"{}")
+        if body.account_id is not None and body.after is not None:
+            raise requests.invalid("after", "continues a verification of all accounts, not of one")
         found = await self._service.verify(
             None if body.account_id is None else requests.account_id_of(body.account_id),
             principal.tenant_id,
             after=body.after,
         )
-        return _answer(found, 200)
+        return answer(found, 200)
 
     def express(self) -> dict[str, Answering]:
         """Return the busiest routes by how their path ends, for `web.express`."""
@@ -227,7 +255,12 @@ class CreditsApi:
             refuse_query(scope)
         key = idempotency_key(scope["headers"])
         account_id = requests.account_id_of(account)
-        body = decode_body(self._movement_decoder, await read_body(receive))
+        raw = await read_body(receive)
+        body: TopupBody | ConsumptionBody
+        if kind is Kind.TOPUP:
+            body = decode_body(self._topup_decoder, raw)
+        else:
+            body = decode_body(self._consumption_decoder, raw)
         posted = await self._service.execute_one(
             requests.movement(
                 kind=kind,
@@ -238,35 +271,72 @@ class CreditsApi:
                 tenant_id=principal.tenant_id,
                 description=body.description,
                 metadata=body.metadata,
+                up_to=isinstance(body, ConsumptionBody) and body.up_to,
+                payment=body.payment if isinstance(body, TopupBody) else None,
             )
         )
         assert isinstance(posted, Posted)
-        return _answer(
-            transaction_view(posted.transaction), 201, _REPLAYED if posted.replayed else ()
-        )
+        return posted_answer(posted)
 
     def _said(self, facts: RouteFacts) -> type[DocumentedOperation]:
         return documented(facts, self._problems)
 
-    def _operation(
-        self, item: OpenItem | TopupItem | ConsumeItem, principal: Principal, index: int
-    ) -> Operation:
-        if isinstance(item, OpenItem):
-            _check_tenant(principal, item.tenant_id, place=f"operations[{index}].")
-            return requests.open_account(item.account_id, item.tenant_id)
-        return requests.movement(
-            kind=Kind.TOPUP if type(item) is TopupItem else Kind.CONSUME,
-            account_id=item.account_id, amount=item.amount, key=item.idempotency_key,
-            entropy=self._entropy(), tenant_id=principal.tenant_id,
-            description=item.description, metadata=item.metadata, place=f"operations[{index}].",
+    def _operation(self, item: Item, principal: Principal, index: int) -> Operation:
+        place = f"operations[{index}]."
+        match item:
+            case OpenItem():
+                _check_tenant(principal, item.tenant_id, place)
+                return requests.open_account(item.account_id, item.tenant_id, place)
+            case TopupItem() | ConsumeItem():
+                is_topup = isinstance(item, TopupItem)
+                return requests.movement(
+                    kind=Kind.TOPUP if is_topup else Kind.CONSUME,
+                    account_id=item.account_id, amount=item.amount, key=item.idempotency_key,
+                    entropy=self._entropy(), tenant_id=principal.tenant_id,
+                    description=item.description, metadata=item.metadata,
+                    up_to=isinstance(item, ConsumeItem) and item.up_to,
+                    payment=item.payment if isinstance(item, TopupItem) else None, place=place,
+                )  # fmt: skip
+            case _:
+                return self._hold_operation(item, principal, place)
+
+    def _hold_operation(self, item: HoldishItem, principal: Principal, place: str) -> Operation:
+        words = requests.WriteWords(
+            account_id=item.account_id, key=item.idempotency_key, entropy=self._entropy(),
+            tenant_id=principal.tenant_id, description=item.description, metadata=item.metadata,
+            place=place,
         )  # fmt: skip
+        match item:
+            case HoldItem():
+                return requests.reserve(
+                    words, amount=item.amount, expires_in_s=item.expires_in_s,
+                    allowance=item.allowance,
+                )  # fmt: skip
+            case CaptureItem():
+                hold_id = requests.identifier(f"{place}hold_id", item.hold_id)
+                return requests.capture(
+                    words, hold_id=hold_id, amount=item.amount, final=item.final
+                )
+            case ReleaseItem():
+                hold_id = requests.identifier(f"{place}hold_id", item.hold_id)
+                return requests.release(words, hold_id=hold_id)
+            case ExtendItem():
+                hold_id = requests.identifier(f"{place}hold_id", item.hold_id)
+                return requests.extend(
+                    words, hold_id=hold_id, amount=item.amount, expires_in_s=item.expires_in_s
+                )
+            case RefundItem():
+                refunded = requests.identifier(f"{place}transaction_id", item.transaction_id)
+                return requests.refund(words, transaction_id=refunded, amount=item.amount)
+            case _:
+                assert_never(item)
 
     def _result(self, result: Result) -> BatchResult:
         if type(result) is Posted:
             return BatchResult(
                 status=201,
                 replayed=result.replayed,
-                transaction=transaction_view(result.transaction),
+                transaction=answer_view(result.transaction),
             )
         if type(result) is Opened:
             return BatchResult(
@@ -284,83 +354,35 @@ def _check_tenant(principal: Principal, tenant_id: str, place: str = "") -> None
         )
 
 
-def _answer(
-    view: AccountView | TransactionView | HistoryPage | BatchAnswer | Verification,
+def page_limit(query: Mapping[str, str]) -> int:
+    """Return how many rows a page shall have."""
+    return whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
+
+
+def posted_answer(posted: Posted) -> JsonAnswer:
+    """Return what a money write answers, the first time and again."""
+    headers = _REPLAYED if posted.replayed else ()
+    return answer(answer_view(posted.transaction), 201, headers)
+
+
+def whole_number(field: str, text: str, least: int, most: int) -> int:
+    """Return the number that a part of a URL is.
+
+    Raises:
+        InvalidRequest: it is none, or outside the bounds.
+    """
+    if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
+        raise requests.invalid(field, f"must be a whole number from {least} to {most}")
+    return int(text)
+
+
+def answer(
+    view: msgspec.Struct,
     status: int,
     headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> JsonAnswer:
+    """Return a value of `messages.py` as an answer."""
     return JsonAnswer(_ENCODER.encode(view), status, headers)
-
-
-_ACCOUNT_ID = Parameter(
-    name="account_id",
-    param_in="path",
-    required=True,
-    description=ID_RULE,
-    schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
-    example="acme-prod",
-)
-_AFTER = Parameter(
-    name="after",
-    param_in="query",
-    required=False,
-    description="`next` of the page before; left out: from the start",
-    schema=Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,19}$"),
-)
-_LIMIT = Parameter(
-    name="limit",
-    param_in="query",
-    required=False,
-    description="transactions in the page",
-    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=PAGE_LIMIT, default=PAGE_DEFAULT),
-    example=10,
-)
-_REPLAYED_HEADER: dict[str, dict[str, object]] = {
-    "Idempotent-Replayed": {
-        "description": "present when the key was known: this is the first time's answer",
-        "schema": {"type": "string", "const": "true"},
-    }
-}
-
-
-def _key_header(example: str) -> Parameter:
-    return Parameter(
-        name="Idempotency-Key",
-        param_in="header",
-        required=True,
-        description="names this request on this account; visible ASCII, a UUIDv7 is best. "
-        "Send the same key again when no answer came",
-        schema=Schema(
-            type=OpenAPIType.STRING,
-            pattern=requests.KEY_PATTERN,
-            min_length=1,
-            max_length=MAX_KEY_LENGTH,
-        ),
-        example=example,
-    )
-
-
-def _movement(
-    summary: str, key: str, example: dict[str, object], *more: type[errors.Refusal]
-) -> RouteFacts:
-    return RouteFacts(
-        summary=summary,
-        tag="transactions",
-        scope=Scope.CREDITS_WRITE,
-        parameters=(_ACCOUNT_ID, _key_header(key)),
-        body=Body(struct=MovementBody, example=example),
-        answers={
-            201: Answer(
-                description="done: the transaction, and the account's state after it",
-                view=TransactionView,
-                headers=_REPLAYED_HEADER,
-            )
-        },
-        problems=(
-            errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid,
-            errors.AccountNotFound, errors.KeyReused, errors.KeyExpired, *more,
-        ),
-    )  # fmt: skip
 
 
 _OPEN = RouteFacts(
@@ -378,27 +400,38 @@ _READ = RouteFacts(
     summary="Read an account",
     tag="accounts",
     scope=Scope.CREDITS_READ,
-    parameters=(_ACCOUNT_ID,),
+    parameters=(ACCOUNT_ID,),
     answers={200: Answer(description="the account", view=AccountView)},
     problems=(errors.InvalidRequest, errors.AccountNotFound),
 )
-_TOP_UP = _movement(
+_TOP_UP = written(
     "Top up",
     "purchase-1",
-    {"amount": 10_000, "description": "first purchase"},
-    errors.BalanceTooLarge,
+    Body(
+        struct=TopupBody,
+        example={
+            "amount": 10_000,
+            "description": "first purchase",
+            "payment": {"method": "card", "reference": "charge-1"},
+        },
+    ),
+    place=ACCOUNT_ID,
+    view=TransactionView,
+    problems=(errors.AccountNotFound, errors.BalanceTooLarge),
 )
-_CONSUME = _movement(
+_CONSUME = written(
     "Consume",
     "usage-1",
-    {"amount": 250, "metadata": {"model": "small"}},
-    errors.InsufficientCredits,
+    Body(struct=ConsumptionBody, example={"amount": 250, "metadata": {"model": "small"}}),
+    place=ACCOUNT_ID,
+    view=TransactionView,
+    problems=(errors.AccountNotFound, errors.InsufficientCredits),
 )
 _HISTORY = RouteFacts(
     summary="Read an account's transactions",
     tag="transactions",
     scope=Scope.CREDITS_READ,
-    parameters=(_ACCOUNT_ID, _AFTER, _LIMIT),
+    parameters=(ACCOUNT_ID, AFTER, LIMIT),
     answers={200: Answer(description="a page, oldest first", view=HistoryPage)},
     problems=(errors.InvalidRequest, errors.AccountNotFound),
 )

@@ -3,35 +3,23 @@
 Which error is which problem stands with the ledger's (`api.py`).
 """
 
-from uuid import UUID
-
-import msgspec
-from litestar import Request, get
-from litestar.datastructures import State
+from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
 from tollkeeper.credits import errors, requests
+from tollkeeper.credits.api import AnyRequest, answer, whole_number
 from tollkeeper.credits.audit_messages import CheckpointPage, LeafPage, LinkPage, ProofView
 from tollkeeper.credits.auditor import CHECKPOINTS_LIMIT, LEAVES_LIMIT, LINKS_LIMIT, Auditor
-from tollkeeper.credits.messages import ID_RULE
+from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, PAGE_DEFAULT
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
-from tollkeeper.kernel.ids import uuid7_milliseconds
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
 from tollkeeper.web.query import query_of, refuse_query
-
-PAGE_DEFAULT = 100
-"""Items in a page that does not ask for another number."""
-
-UUID7_PATTERN = r"^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}(?![\s\S])"
-
-_ENCODER = msgspec.json.Encoder()
-_AnyRequest = Request[None, None, State]
 
 
 class AuditApi:
@@ -54,35 +42,33 @@ class AuditApi:
             route("/v1/accounts/{account_id:str}/links", _LINKS)(self.read_links),
         ]
 
-    async def read_checkpoints(self, request: _AnyRequest) -> JsonAnswer:
+    async def read_checkpoints(self, request: AnyRequest) -> JsonAnswer:
         """Read a page of signed checkpoints, oldest first."""
         authorize(request.scope, Scope.CREDITS_READ)
         after, limit = _page_of(request, CHECKPOINTS_LIMIT)
-        return _answer(await self._auditor.checkpoints(after=after, limit=limit))
+        return answer(await self._auditor.checkpoints(after=after, limit=limit), 200)
 
-    async def read_leaves(self, request: _AnyRequest) -> JsonAnswer:
+    async def read_leaves(self, request: AnyRequest) -> JsonAnswer:
         """Read a page of a checkpoint's leaves, each beside what the ledger says today.
 
         A key that is bound to a tenant gets other tenants' leaves as hashes: enough for the root.
         """
         principal = authorize(request.scope, Scope.CREDITS_READ)
         start, limit = _page_of(request, LEAVES_LIMIT)
-        number = requests.whole_number(
-            "number", request.scope["path_params"]["number"], 1, MAX_AMOUNT_MINOR
-        )
+        number = whole_number("number", request.scope["path_params"]["number"], 1, MAX_AMOUNT_MINOR)
         found = await self._auditor.leaves(number, principal.tenant_id, after=start, limit=limit)
-        return _answer(found)
+        return answer(found, 200)
 
-    async def prove(self, request: _AnyRequest) -> JsonAnswer:
+    async def prove(self, request: AnyRequest) -> JsonAnswer:
         """Prove that a transaction is under a signed checkpoint, for checking offline."""
         principal = authorize(request.scope, Scope.CREDITS_READ)
         refuse_query(request.scope)
-        text = request.scope["path_params"]["transaction_id"]
-        if uuid7_milliseconds(text) is None:
-            raise requests.invalid("transaction_id", "must be the id of a transaction, a UUIDv7")
-        return _answer(await self._auditor.prove(UUID(text), principal.tenant_id))
+        transaction_id = requests.identifier(
+            "transaction_id", request.scope["path_params"]["transaction_id"]
+        )
+        return answer(await self._auditor.prove(transaction_id, principal.tenant_id), 200)
 
-    async def read_links(self, request: _AnyRequest) -> JsonAnswer:
+    async def read_links(self, request: AnyRequest) -> JsonAnswer:
         """Read what is hashed of an account's transactions, to recompute its chain.
 
         A hash is the SHA-256 of the first byte of `hashed`, the hash before it, and the rest.
@@ -90,31 +76,18 @@ class AuditApi:
         principal = authorize(request.scope, Scope.CREDITS_READ)
         after, limit = _page_of(request, LINKS_LIMIT)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        found = await self._auditor.links(
-            account_id, principal.tenant_id, after=after, limit=limit
-        )
-        return _answer(found)
+        found = await self._auditor.links(account_id, principal.tenant_id, after=after, limit=limit)
+        return answer(found, 200)
 
 
-def _page_of(request: _AnyRequest, most: int) -> tuple[int, int]:
+def _page_of(request: AnyRequest, most: int) -> tuple[int, int]:
     """Return `after` and `limit` of a request for a page."""
     query = query_of(request.scope, "after", "limit")
-    after = requests.whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
-    limit = requests.whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, most)
+    after = whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+    limit = whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, most)
     return after, limit
 
 
-def _answer(view: CheckpointPage | LeafPage | LinkPage | ProofView) -> JsonAnswer:
-    return JsonAnswer(_ENCODER.encode(view), 200)
-
-
-_AFTER = Parameter(
-    name="after",
-    param_in="query",
-    required=False,
-    description="`next` of the page before; left out: from the start",
-    schema=Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,19}$"),
-)
 _NUMBER = Parameter(
     name="number",
     param_in="path",
@@ -128,16 +101,8 @@ _TRANSACTION_ID = Parameter(
     param_in="path",
     required=True,
     description="a UUIDv7",
-    schema=Schema(type=OpenAPIType.STRING, pattern=UUID7_PATTERN),
+    schema=Schema(type=OpenAPIType.STRING, pattern=requests.UUID7_PATTERN),
     example="01a20bde-8028-76e8-8fa8-1bc6b37ddf49",
-)
-_ACCOUNT_ID = Parameter(
-    name="account_id",
-    param_in="path",
-    required=True,
-    description=ID_RULE,
-    schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
-    example="acme-prod",
 )
 
 
@@ -156,7 +121,7 @@ _CHECKPOINTS = RouteFacts(
     summary="Read the signed checkpoints",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(_AFTER, _limit(CHECKPOINTS_LIMIT)),
+    parameters=(AFTER, _limit(CHECKPOINTS_LIMIT)),
     answers={200: Answer(description="a page, oldest first", view=CheckpointPage)},
     problems=(errors.InvalidRequest,),
 )
@@ -164,7 +129,7 @@ _LEAVES = RouteFacts(
     summary="Read the leaves of a checkpoint",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(_NUMBER, _AFTER, _limit(LEAVES_LIMIT)),
+    parameters=(_NUMBER, AFTER, _limit(LEAVES_LIMIT)),
     answers={200: Answer(description="a page, in the order of the tree", view=LeafPage)},
     problems=(errors.InvalidRequest, errors.CheckpointNotFound),
 )
@@ -174,13 +139,13 @@ _PROOF = RouteFacts(
     scope=Scope.CREDITS_READ,
     parameters=(_TRANSACTION_ID,),
     answers={200: Answer(description="the proof", view=ProofView)},
-    problems=(errors.InvalidRequest, errors.NothingToProve, errors.NotCheckpointed),
+    problems=(errors.InvalidRequest, errors.TransactionNotFound, errors.NotCheckpointed),
 )
 _LINKS = RouteFacts(
     summary="Read the links of an account's chain",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(_ACCOUNT_ID, _AFTER, _limit(LINKS_LIMIT)),
+    parameters=(ACCOUNT_ID, AFTER, _limit(LINKS_LIMIT)),
     answers={200: Answer(description="a page, oldest first", view=LinkPage)},
     problems=(errors.InvalidRequest, errors.AccountNotFound),
 )

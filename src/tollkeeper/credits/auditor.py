@@ -7,9 +7,8 @@ which a tree needs and which say nothing.
 
 import asyncio
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 from tollkeeper.credits.audit_messages import (
     CheckpointPage,
@@ -31,7 +30,7 @@ from tollkeeper.credits.errors import (
     AccountNotFound,
     CheckpointNotFound,
     NotCheckpointed,
-    NothingToProve,
+    TransactionNotFound,
 )
 from tollkeeper.credits.merkle import Tree, TreeHasher
 from tollkeeper.credits.model import Account, Transaction
@@ -39,7 +38,7 @@ from tollkeeper.credits.note import split_note
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
-from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
 
 CHECKPOINTS_LIMIT: Final = 1_000
 """Most checkpoints in one page."""
@@ -49,9 +48,6 @@ LEAVES_LIMIT: Final = 1_000
 
 LINKS_LIMIT: Final = 1_000
 """Most links of a chain in one page, and with a proof."""
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 class Auditor:
@@ -98,18 +94,16 @@ class Auditor:
         """
         async with self._pool.connection() as connection:
             account = await self._visible(connection, account_id, tenant_id)
-            if account is None:
-                raise AccountNotFound(account_id=account_id)
             found = await self._ledger.history(connection, account, after=after, limit=limit + 1)
         page = found[:limit]
         following = str(page[-1].sequence) if len(found) > limit else None
         return LinkPage(_link_views(page), following)
 
-    async def prove(self, transaction_id: UUID, tenant_id: TenantId | None) -> ProofView:
+    async def prove(self, transaction_id: TransactionId, tenant_id: TenantId | None) -> ProofView:
         """Return the proof that a transaction is under a signed checkpoint.
 
         Raises:
-            NothingToProve: there is no such transaction, or it is another tenant's.
+            TransactionNotFound: there is no such transaction, or it is another tenant's.
             NotCheckpointed: no checkpoint covers it yet.
         """
         # A path needs all leaves of its tree: one at a time, so that proving never starves serving.
@@ -118,23 +112,17 @@ class Auditor:
             self._pool.connection() as connection,
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
-            shard = transaction_id.int & 0xFF
-            since = _EPOCH + (transaction_id.int >> 80) * _MILLISECOND
-            transaction = await self._store.transaction(
-                connection, transaction_id, shard=shard, since=since, before=since + _MILLISECOND
-            )
-            if transaction is None:
-                raise NothingToProve(transaction_id=transaction_id)
-            account_id = transaction.account_id
-            account = await self._visible(connection, account_id, tenant_id)
-            if account is None:
-                raise NothingToProve(transaction_id=transaction_id)
+            found = await self._ledger.transaction(connection, transaction_id)
+            if found is None or (tenant_id is not None and found[1] != tenant_id):
+                raise TransactionNotFound(transaction_id=transaction_id)
+            transaction, owner = found
+            account_id, shard = transaction.account_id, transaction.shard
             covering = await self._store.covering(
                 connection, account_id, shard, transaction.sequence
             )
             if covering is None:
                 raise NotCheckpointed(transaction_id=transaction_id)
-            previous = genesis(account_id, account.tenant_id)
+            previous = genesis(account_id, owner)
             if transaction.sequence > 1:
                 before = transaction.sequence - 1
                 # A row that is gone breaks the proof: whoever checks it sees that.
@@ -144,11 +132,12 @@ class Auditor:
             wanted = min(LINKS_LIMIT, covering.leaf.sequence - transaction.sequence)
             links: Sequence[Transaction] = ()
             if wanted:
+                account = await self._visible(connection, account_id, tenant_id)
                 links = await self._ledger.history(
                     connection, account, after=transaction.sequence, limit=wanted
                 )
             tree = await self._tree(connection, covering)
-        return _proof_view(transaction, previous, links, covering, tree)
+        return _proof_view(transaction, links, covering, previous=previous, tree=tree)
 
     async def _tree(self, connection: Connection, covering: CoveringLeaf) -> Tree:
         hasher = TreeHasher(position=covering.position)
@@ -158,10 +147,10 @@ class Auditor:
 
     async def _visible(
         self, connection: Connection, account_id: AccountId, tenant_id: TenantId | None
-    ) -> Account | None:
+    ) -> Account:
         account = await self._ledger.account(connection, account_id, shard_of(account_id))
         if account is None or (tenant_id is not None and account.tenant_id != tenant_id):
-            return None
+            raise AccountNotFound(account_id=account_id)
         return account
 
 
@@ -188,9 +177,10 @@ def _link_views(transactions: Sequence[Transaction]) -> list[LinkView]:
 
 def _proof_view(
     transaction: Transaction,
-    previous: bytes,
     links: Sequence[Transaction],
     covering: CoveringLeaf,
+    *,
+    previous: bytes,
     tree: Tree,
 ) -> ProofView:
     hashed = unlinked(transaction)

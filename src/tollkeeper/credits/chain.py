@@ -24,11 +24,16 @@ FIELD_NAMES = (
 )  # fmt: skip
 """What is hashed of a transaction, in order, after version byte and previous hash."""
 
+TERM_NAMES = ("reference_id", "freed", "expires_at_us", "allowance", "payment_sha256")
+"""What follows when the transaction says more than its amount."""
+
+_RESERVING = frozenset((Kind.HOLD, Kind.EXTEND))
 _NO_HASH = bytes(HASH_BYTES)
 _ABSENT = b"\xff\xff\xff\xff"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _LENGTH = struct.Struct(">I")
+_NUMBER = struct.Struct(">Iq")
 _GENESIS = struct.Struct(">BII")
 
 # version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence,
@@ -65,12 +70,13 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
     kind: Kind,
     description: str | None,
     metadata: str | None,
+    terms: bytes = b"",
     digest: Callable[[bytes], bytes] = _sha256,
 ) -> bytes:
     """Return the hash of a transaction from its fields and the hash before it.
 
     Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since
-    1970. With `bytes` as the `digest`: what is hashed.
+    1970; `terms` from `terms_of`. With `bytes` as the `digest`: what is hashed.
     """
     fixed = _FIXED.pack(
         CHAIN_VERSION, previous, 16, transaction_id, 8, amount, 8, balance, 8, reserved,
@@ -81,8 +87,37 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
         _LENGTH.pack(len(account)) + account + _LENGTH.pack(len(kind_bytes)) + kind_bytes
         + (_ABSENT if description is None else _prefixed(description.encode()))
         + (_ABSENT if metadata is None else _prefixed(hashlib.sha256(metadata.encode()).digest()))
+        + terms
     )  # fmt: skip
     return digest(fixed + tail)
+
+
+def terms_of(  # noqa: PLR0917  # the hot path: one flat call
+    reference_id: bytes | None,
+    freed: int | None,
+    expires_at: datetime | None,
+    allowance: int | None,
+    payment: str | None,
+) -> bytes:
+    """Return the bytes of what a transaction says beyond its amount; none when it says nothing.
+
+    All five are there or none, each with its length, so no two different rows have equal bytes.
+    """
+    if (
+        reference_id is None
+        and freed is None
+        and expires_at is None
+        and allowance is None
+        and payment is None
+    ):
+        return b""
+    return (
+        (_ABSENT if reference_id is None else _prefixed(reference_id))
+        + (_ABSENT if freed is None else _NUMBER.pack(8, freed))
+        + (_ABSENT if expires_at is None else _NUMBER.pack(8, microseconds_since_epoch(expires_at)))
+        + (_ABSENT if allowance is None else _NUMBER.pack(8, allowance))
+        + (_ABSENT if payment is None else _prefixed(hashlib.sha256(payment.encode()).digest()))
+    )
 
 
 def link_of(
@@ -102,6 +137,13 @@ def link_of(
         transaction.kind,
         transaction.description,
         transaction.metadata,
+        terms_of(
+            None if transaction.reference_id is None else transaction.reference_id.bytes,
+            transaction.freed,
+            transaction.expires_at,
+            transaction.allowance,
+            transaction.payment,
+        ),
         digest,
     )
 
@@ -112,13 +154,8 @@ def unlinked(transaction: Transaction) -> bytes:
     return hashed[:1] + hashed[1 + HASH_BYTES :]
 
 
-def link_after(previous: bytes, unlinked_transaction: bytes) -> bytes:
-    """Return the hash of what `unlinked` returned when it follows `previous`."""
-    return _sha256(unlinked_transaction[:1] + previous + unlinked_transaction[1:])
-
-
 def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ...]:
-    """Return the canonical fields of what `unlinked` returned, by `FIELD_NAMES`; None: absent."""
+    """Return the canonical fields of what `unlinked` returned, by name; None: absent."""
     values: list[bytes | None] = []
     place = 1
     while place < len(unlinked_transaction):
@@ -129,25 +166,34 @@ def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ..
             continue
         place = start + _LENGTH.unpack(unlinked_transaction[place:start])[0]
         values.append(unlinked_transaction[start:place])
-    return tuple(zip(FIELD_NAMES, values, strict=True))
+    # Terms are all there or none.
+    names = (*FIELD_NAMES, *TERM_NAMES) if len(values) > len(FIELD_NAMES) else FIELD_NAMES
+    return tuple(zip(names, values, strict=True))
 
 
 class AccountVerifier:
     """Checks one account: feed its transactions in order of sequence, then `finish`.
 
     Every fault names the row where it was found. After a broken hash the check goes on from the
-    hash that is stored, so one edited row is one fault and not a thousand.
+    hash that is stored, so one edited row is one fault and not a thousand. `consumed` is what was
+    taken by consumptions and captures, less what was refunded; `has_side_rows` says that there were
+    transactions that holds or refunds must agree with.
     """
 
-    __slots__ = ("_account", "_balance", "_head", "_sequence", "consumed", "faults", "topped_up")
+    __slots__ = (
+        "_account", "_balance", "_head", "_reserved", "_sequence", "consumed", "faults",
+        "has_side_rows", "topped_up",
+    )  # fmt: skip
 
     def __init__(self, account: Account) -> None:
         self._account = account
         self._head = genesis(account.account_id, account.tenant_id)
         self._sequence = 0
         self._balance = 0
+        self._reserved = 0
         self.topped_up = 0
         self.consumed = 0
+        self.has_side_rows = False
         self.faults: list[Fault] = []
 
     def feed(self, transaction: Transaction) -> None:
@@ -158,16 +204,34 @@ class AccountVerifier:
                 transaction.sequence, FaultKind.SEQUENCE,
                 f"expected sequence {expected_sequence}: rows are missing, doubled or moved",
             )  # fmt: skip
-        if transaction.kind is Kind.TOPUP:
-            self.topped_up += transaction.amount
-            balance = self._balance + transaction.amount
+        kind, amount = transaction.kind, transaction.amount
+        balance, reserved = self._balance, self._reserved
+        if kind is Kind.CONSUME:
+            self.consumed += amount
+            balance -= amount
+        elif kind is Kind.TOPUP:
+            self.topped_up += amount
+            balance += amount
         else:
-            self.consumed += transaction.amount
-            balance = self._balance - transaction.amount
-        if transaction.balance != balance or not 0 <= transaction.reserved <= transaction.balance:
+            self.has_side_rows = True
+            if kind is Kind.CAPTURE:
+                self.consumed += amount
+                balance -= amount
+            elif kind is Kind.REFUND:
+                self.consumed -= amount
+                balance += amount
+            elif kind in _RESERVING:
+                reserved += amount
+            reserved -= transaction.freed or 0
+        if (
+            transaction.balance != balance
+            or transaction.reserved != reserved
+            or not 0 <= reserved <= balance
+        ):
             self._report(
                 transaction.sequence, FaultKind.BALANCE,
-                f"balance {transaction.balance}, reserved {transaction.reserved}, not {balance}",
+                f"balance {transaction.balance}, reserved {transaction.reserved}, "
+                f"not {balance}, {reserved}",
             )  # fmt: skip
         if link_of(self._head, transaction) != transaction.hash:
             self._report(
@@ -176,6 +240,7 @@ class AccountVerifier:
             )  # fmt: skip
         self._sequence = transaction.sequence
         self._balance = transaction.balance
+        self._reserved = transaction.reserved
         self._head = transaction.hash
 
     def finish(self) -> None:
@@ -186,10 +251,11 @@ class AccountVerifier:
                 0, FaultKind.SEQUENCE,
                 f"the account is at {account.version}, its last transaction is {self._sequence}",
             )  # fmt: skip
-        if account.balance != self._balance or not 0 <= account.reserved <= account.balance:
+        if account.balance != self._balance or account.reserved != self._reserved:
             self._report(
                 0, FaultKind.BALANCE,
-                f"the account has {account.balance}, its transactions end at {self._balance}",
+                f"the account has {account.balance}, reserved {account.reserved}; its transactions "
+                f"end at {self._balance}, reserved {self._reserved}",
             )  # fmt: skip
         if account.head_hash != self._head:
             self._report(

@@ -8,11 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 from tollkeeper.credits.checkpoint import Checkpoint, Leaf
-from tollkeeper.credits.model import Transaction
-from tollkeeper.credits.store import transaction_of
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId
@@ -143,16 +140,6 @@ class CheckpointStore:
             )
             for row in rows
         )
-
-    async def transaction(
-        self, connection: Connection, transaction_id: UUID, *, shard: int, since: datetime,
-        before: datetime,
-    ) -> Transaction | None:  # fmt: skip
-        """Return a transaction by its id, and the shard and the time that the id says."""
-        row = await connection.fetchrow(
-            self._sql["transaction_by_id"], transaction_id, shard, since, before
-        )
-        return None if row is None else transaction_of(row)
 
     async def hash_at(
         self, connection: Connection, account_id: AccountId, shard: int, sequence: int

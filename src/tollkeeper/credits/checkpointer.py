@@ -7,7 +7,8 @@ target that fails is tried again in the next round.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
@@ -71,46 +72,38 @@ class Checkpointer:
         self._file = file
         self._target = target
 
-    async def round(self) -> bool:
-        """Make a checkpoint of what changed and publish what is not yet; True if all went well.
+    async def round(self) -> None:
+        """Make a checkpoint of what changed and publish what is not yet.
 
-        What fails is logged, counted and tried again in the next round.
+        Everything is tried, whatever became of the rest; the error that came last is raised, and
+        the next round does what this one did not.
         """
-        is_well = True
-        try:
+        async with AsyncExitStack() as steps:
+            if self._target is not None:
+                steps.push_async_callback(self._publish, "http", self._publish_to_target)
+            if self._file is not None:
+                steps.push_async_callback(self._publish, "file", self._publish_to_file)
             await self.make()
-        except Exception as error:  # noqa: BLE001  # the job's edge
-            self._metrics.failed()
-            _log.warning("credits.checkpoint_failed", error=repr(error))
-            is_well = False
-        for target, is_wanted, publish in (
-            ("file", self._file is not None, self._publish_to_file),
-            ("http", self._target is not None, self._publish_to_target),
-        ):
-            if is_wanted:
-                try:
-                    await publish()
-                except Exception as error:  # noqa: BLE001  # the job's edge
-                    self._metrics.publication_failed(target)
-                    _log.warning(
-                        "credits.checkpoint_not_published", target=target, error=str(error)
-                    )
-                    is_well = False
-        return is_well
 
     async def make(self) -> Checkpoint | None:
         """Make a checkpoint over the accounts that changed; None when there are none.
 
         Also None while another worker is at it.
         """
-        async with self._pool.connection() as connection:
-            # Locked before the snapshot is taken, so that it holds what the maker before us wrote.
-            async with self._store.maker_lock(connection) as held:
+        try:
+            async with (
+                self._pool.connection() as connection,
+                # Before the snapshot is taken: it must hold what the maker before us wrote.
+                self._store.maker_lock(connection) as held,
+            ):
                 if not held:
                     self._metrics.busy()
                     return None
                 async with connection.transaction(isolation="repeatable_read"):
                     checkpoint = await self._write(connection)
+        except Exception:
+            self._metrics.failed()
+            raise
         now = self._clock.now()
         if checkpoint is None:
             self._metrics.unchanged(now)
@@ -142,6 +135,13 @@ class Checkpointer:
         await self._store.mark_accounts(connection, number)
         await self._store.add(connection, checkpoint, self._key.sign(checkpoint.text()))
         return checkpoint
+
+    async def _publish(self, target: str, publish: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await publish()
+        except Exception:
+            self._metrics.publication_failed(target)
+            raise
 
     async def _publish_to_file(self) -> None:
         assert self._file is not None

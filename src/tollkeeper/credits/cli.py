@@ -14,9 +14,6 @@ import typer
 
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 
-FAULTS_EXIT = 4
-"""Exit code of `verify` when it found faults."""
-
 PAGE_DEFAULT = 50
 """Transactions that `history` shows at a time."""
 
@@ -70,6 +67,8 @@ class TransactionView(Protocol):
     def created_at(self) -> datetime: ...
     @property
     def description(self) -> str | None: ...
+    @property
+    def hold_id(self) -> str | None: ...
 
 
 class ReceiptView(Protocol):
@@ -88,38 +87,6 @@ class PageView(Protocol):
     def items(self) -> Sequence[TransactionView]: ...
     @property
     def next(self) -> str | None: ...
-
-
-class FaultView(Protocol):
-    """What is printed of a fault."""
-
-    @property
-    def account_id(self) -> str: ...
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def fault(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-
-
-class VerificationView(Protocol):
-    """What is printed of a verification."""
-
-    @property
-    def accounts(self) -> int: ...
-    @property
-    def transactions(self) -> int: ...
-    @property
-    def topped_up(self) -> int: ...
-    @property
-    def consumed(self) -> int: ...
-    @property
-    def balance(self) -> int: ...
-    @property
-    def faults(self) -> Sequence[FaultView]: ...
-    @property
-    def more_faults(self) -> bool: ...
 
 
 class Ledger(Protocol):
@@ -150,6 +117,7 @@ class Ledger(Protocol):
         account_id: str,
         amount: int,
         *,
+        up_to: bool = False,
         description: str | None = None,
         metadata: Mapping[str, object] | None = None,
         key: str | None = None,
@@ -161,10 +129,6 @@ class Ledger(Protocol):
         self, account_id: str, *, after: str | None = None, limit: int = ...
     ) -> PageView:
         """Return a page of history."""
-        ...
-
-    async def verify(self, account_id: str | None = None) -> VerificationView:
-        """Check one account, or all."""
         ...
 
 
@@ -230,7 +194,7 @@ def open_account(
     as_json: AsJson = False,
 ) -> None:
     """Open an account; one that the tenant has already is returned as it is."""
-    terminal = _terminal_of(context)
+    terminal = terminal_of(context)
     account = terminal.call(lambda ledger: ledger.open_account(account_id, tenant))
     _print_account(terminal, account, as_json=as_json)
 
@@ -245,11 +209,11 @@ def topup(
     as_json: AsJson = False,
 ) -> None:
     """Add credits to an account."""
-    terminal = _terminal_of(context)
+    terminal = terminal_of(context)
     receipt = terminal.call(
         lambda ledger: ledger.topup(account_id, amount, description=description, key=key)
     )
-    _print_receipt(terminal, receipt, as_json=as_json)
+    print_receipt(terminal, receipt, as_json=as_json)
 
 
 @app.command()
@@ -257,22 +221,27 @@ def consume(
     context: typer.Context,
     account_id: Account,
     amount: Amount,
+    up_to: Annotated[
+        bool, typer.Option("--up-to", help="Take what is available when it is less.")
+    ] = False,
     description: Description = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Take credits from an account; refused (exit 3) when it has not enough."""
-    terminal = _terminal_of(context)
+    terminal = terminal_of(context)
     receipt = terminal.call(
-        lambda ledger: ledger.consume(account_id, amount, description=description, key=key)
+        lambda ledger: ledger.consume(
+            account_id, amount, up_to=up_to, description=description, key=key
+        )
     )
-    _print_receipt(terminal, receipt, as_json=as_json)
+    print_receipt(terminal, receipt, as_json=as_json)
 
 
 @app.command()
 def balance(context: typer.Context, account_id: Account, as_json: AsJson = False) -> None:
     """Show an account as it is now."""
-    terminal = _terminal_of(context)
+    terminal = terminal_of(context)
     account = terminal.call(lambda ledger: ledger.account(account_id))
     _print_account(terminal, account, as_json=as_json)
 
@@ -292,7 +261,7 @@ def history(
     as_json: AsJson = False,
 ) -> None:
     """List an account's transactions, oldest first."""
-    terminal = _terminal_of(context)
+    terminal = terminal_of(context)
     size = limit or (PAGE_LIMIT if everything else PAGE_DEFAULT)
     if as_json and not everything:
         page = terminal.call(lambda ledger: ledger.page(account_id, after=after, limit=size))
@@ -314,26 +283,8 @@ def history(
         terminal.facts("There is more", (("next page", f"--after {cursor}"),))
 
 
-@app.command()
-def verify(
-    context: typer.Context,
-    account_id: Annotated[
-        str | None, typer.Argument(metavar="[ACCOUNT]", help="One account; all without it.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check the hash chain and the balances; exit 4 when something is wrong."""
-    terminal = _terminal_of(context)
-    found = terminal.call(lambda ledger: ledger.verify(account_id))
-    if as_json:
-        terminal.json(found)
-    else:
-        _print_verification(terminal, found)
-    if found.faults:
-        raise typer.Exit(FAULTS_EXIT)
-
-
-def _terminal_of(context: typer.Context) -> Terminal:
+def terminal_of(context: typer.Context) -> Terminal:
+    """Return what a command prints with and calls through."""
     terminal: Terminal = context.obj
     return terminal
 
@@ -349,7 +300,7 @@ def _history_table(
             [
                 (
                     f"{item.sequence:,}",
-                    _moment(item.created_at),
+                    moment_text(item.created_at),
                     item.kind,
                     f"{item.amount:,}",
                     f"{item.balance:,}",
@@ -375,55 +326,33 @@ def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -
             ("available", f"{account.available:,}"),
             ("version", f"{account.version:,}"),
             ("head hash", account.head_hash),
-            ("opened (UTC)", _moment(account.created_at)),
+            ("opened (UTC)", moment_text(account.created_at)),
         ),
     )
 
 
-def _print_receipt(terminal: Terminal, receipt: ReceiptView, *, as_json: bool) -> None:
+def print_receipt(terminal: Terminal, receipt: ReceiptView, *, as_json: bool) -> None:
+    """Print what a money write did."""
     if as_json:
         terminal.json(receipt)
         return
     transaction = receipt.transaction
+    hold = (("hold", transaction.hold_id),) if transaction.hold_id is not None else ()
     replay = " (replayed: this key had its effect before)" if receipt.replayed else ""
     terminal.facts(
         f"Transaction {transaction.transaction_id}",
         (
             ("account", transaction.account_id),
+            *hold,
             (transaction.kind, f"{transaction.amount:,}{replay}"),
             ("balance after", f"{transaction.balance:,}"),
             ("available after", f"{transaction.available:,}"),
             ("sequence", f"{transaction.sequence:,}"),
-            ("time (UTC)", _moment(transaction.created_at)),
+            ("time (UTC)", moment_text(transaction.created_at)),
         ),
     )
 
 
-def _print_verification(terminal: Terminal, found: VerificationView) -> None:
-    faults = f"{len(found.faults):,}{' and more' if found.more_faults else ''}"
-    terminal.facts(
-        "The ledger holds" if not found.faults else "The ledger is NOT what it must be",
-        (
-            ("accounts", f"{found.accounts:,}"),
-            ("transactions", f"{found.transactions:,}"),
-            ("topped up", f"{found.topped_up:,}"),
-            ("consumed", f"{found.consumed:,}"),
-            ("balances", f"{found.balance:,}"),
-            ("faults", faults if found.faults else "none"),
-        ),
-    )
-    if found.faults:
-        rows = [
-            (
-                fault.account_id,
-                f"{fault.sequence:,}",
-                fault.fault,
-                fault.detail,
-            )
-            for fault in found.faults
-        ]
-        terminal.table("Faults", ("account", "#sequence", "fault", "detail"), rows)
-
-
-def _moment(moment: datetime) -> str:
+def moment_text(moment: datetime) -> str:
+    """Return a moment as people read it: UTC, to the millisecond."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

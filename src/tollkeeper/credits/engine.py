@@ -16,7 +16,7 @@ accepted.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -25,7 +25,20 @@ import structlog
 from tollkeeper.credits import planner
 from tollkeeper.credits.errors import Draining, LedgerUnavailable, QueueFull
 from tollkeeper.credits.metrics import CreditsMetrics, result_of
-from tollkeeper.credits.model import Movement, Operation, Outcome, Plan
+from tollkeeper.credits.model import (
+    Capture,
+    Extend,
+    Kind,
+    Movement,
+    OpenAccount,
+    Operation,
+    Outcome,
+    Plan,
+    Refund,
+    Release,
+    Reserve,
+    Sweep,
+)
 from tollkeeper.credits.store import LedgerStore, accounts_of
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
@@ -44,6 +57,16 @@ KEY_DAYS_AHEAD = 7
 """Days of idempotency keys for which partitions are made ahead."""
 
 Result = Outcome | LedgerUnavailable
+
+_KIND_LABELS: Mapping[type[Operation], str] = {
+    OpenAccount: "open",
+    Reserve: "hold",
+    Capture: "capture",
+    Release: "release",
+    Extend: "extend",
+    Refund: "refund",
+    Sweep: "expire",
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -284,12 +307,12 @@ class _Lane:
         async with connection.transaction():
             await self._store.lock_accounts(connection, accounts_of(operations))
             # A statement of its own: what the lock waited for is visible to the next snapshot only.
-            return await self._load_plan_commit(connection, operations)
+            return await self._load_plan_commit(connection, operations, locked=True)
 
     async def _load_plan_commit(
-        self, connection: Connection, operations: Sequence[Operation]
+        self, connection: Connection, operations: Sequence[Operation], *, locked: bool = False
     ) -> tuple[Plan, frozenset[AccountId]]:
-        loaded = await self._store.load(connection, operations)
+        loaded = await self._store.load(connection, operations, locked=locked)
         plan = planner.plan(loaded, operations)
         if not plan.moved and not plan.opened:
             return plan, frozenset()
@@ -398,4 +421,6 @@ class _Lane:
 
 def kind_of(operation: Operation) -> str:
     """Return the `kind` label of an operation."""
-    return operation.kind.value if type(operation) is Movement else "open"
+    if type(operation) is Movement:
+        return "topup" if operation.kind is Kind.TOPUP else "consume"
+    return _KIND_LABELS[type(operation)]

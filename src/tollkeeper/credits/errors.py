@@ -6,6 +6,12 @@ CreditsError
 │   ├── AccountTaken              the account belongs to another tenant
 │   ├── InsufficientCredits
 │   ├── BalanceTooLarge           the balance would pass 63 bits
+│   ├── HoldNotFound
+│   ├── HoldClosed                it is settled or expired
+│   ├── CaptureTooLarge           more than the hold and its allowance
+│   ├── TransactionNotFound
+│   ├── NotRefundable             neither a consumption nor a capture
+│   ├── RefundTooLarge            more than was taken and not given back yet
 │   ├── KeyReused                 the same key brought another request
 │   └── KeyExpired                a UUIDv7 key older than the keys' lifetime, or from the future
 ├── InvalidRequest                a field that cannot be; `problems` names each
@@ -17,7 +23,6 @@ CreditsError
 
 CreditsError, of the audit
 ├── CheckpointNotFound
-├── NothingToProve                no such transaction, or another tenant's
 └── NotCheckpointed               no checkpoint covers the transaction yet
 
 NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
@@ -25,10 +30,9 @@ PublicationFailed                 (TollkeeperError) a note could not be publishe
 """
 
 from dataclasses import dataclass, field
-from uuid import UUID
 
 from tollkeeper.kernel.errors import TollkeeperError
-from tollkeeper.kernel.ids import AccountId
+from tollkeeper.kernel.ids import AccountId, TransactionId
 
 
 @dataclass(eq=False, kw_only=True)
@@ -88,6 +92,87 @@ class BalanceTooLarge(Refusal):
         """Say which sum is too large."""
         return (
             f"the balance of {self.account_id} would pass 63 bits: {self.balance} + {self.amount}"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class HoldNotFound(Refusal):
+    """No such hold, or not one of this account or of the caller's tenant."""
+
+    hold_id: TransactionId
+
+    def message(self) -> str:
+        """Name the hold."""
+        return f"there is no hold {self.hold_id}"
+
+
+@dataclass(eq=False, kw_only=True)
+class HoldClosed(Refusal):
+    """Nothing is reserved by the hold any more; `state` says why."""
+
+    hold_id: TransactionId
+    state: str
+
+    def message(self) -> str:
+        """Say what became of the hold."""
+        return f"hold {self.hold_id} is {self.state}: nothing is reserved by it any more"
+
+
+@dataclass(eq=False, kw_only=True)
+class CaptureTooLarge(Refusal):
+    """More than what is left of the hold and its allowance (both in minor units)."""
+
+    hold_id: TransactionId
+    capturable: int
+    amount: int
+
+    def message(self) -> str:
+        """Say how much may be captured."""
+        return (
+            f"{self.capturable} may be captured of hold {self.hold_id}, its allowance included, "
+            f"and not {self.amount}"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class TransactionNotFound(Refusal):
+    """No such transaction, or not one of this account or of the caller's tenant."""
+
+    transaction_id: TransactionId
+
+    def message(self) -> str:
+        """Name the transaction."""
+        return f"there is no transaction {self.transaction_id}"
+
+
+@dataclass(eq=False, kw_only=True)
+class NotRefundable(Refusal):
+    """The transaction took nothing that could be given back."""
+
+    transaction_id: TransactionId
+    kind: str
+
+    def message(self) -> str:
+        """Say what may be refunded."""
+        return (
+            f"transaction {self.transaction_id} is a {self.kind}; consumptions and captures can be "
+            "refunded"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class RefundTooLarge(Refusal):
+    """More than was taken and not given back yet (both in minor units)."""
+
+    transaction_id: TransactionId
+    refundable: int
+    amount: int
+
+    def message(self) -> str:
+        """Say how much may be refunded."""
+        return (
+            f"{self.refundable} of transaction {self.transaction_id} can still be refunded, "
+            f"and not {self.amount}"
         )
 
 
@@ -207,21 +292,10 @@ class CheckpointNotFound(CreditsError):
 
 
 @dataclass(eq=False, kw_only=True)
-class NothingToProve(CreditsError):
-    """No such transaction, or not one of the caller's tenant."""
-
-    transaction_id: UUID
-
-    def message(self) -> str:
-        """Name the transaction."""
-        return f"there is no transaction {self.transaction_id}"
-
-
-@dataclass(eq=False, kw_only=True)
 class NotCheckpointed(CreditsError):
     """The transaction is newer than the last checkpoint, or the worker makes none."""
 
-    transaction_id: UUID
+    transaction_id: TransactionId
 
     def message(self) -> str:
         """Say what to do."""

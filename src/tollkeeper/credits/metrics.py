@@ -5,10 +5,12 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tollkeeper.credits import errors
-from tollkeeper.credits.model import Opened, Outcome, Posted
+from tollkeeper.credits.model import Opened, Outcome, Posted, Swept
 from tollkeeper.telemetry.metrics import LATENCY_BUCKETS_S
 
-OPERATION_KINDS = ("open", "topup", "consume")
+OPERATION_KINDS = (
+    "open", "topup", "consume", "hold", "capture", "release", "extend", "expire", "refund"
+)  # fmt: skip
 BATCH_SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
 RESULTS: dict[type[errors.CreditsError], str] = {
@@ -16,6 +18,12 @@ RESULTS: dict[type[errors.CreditsError], str] = {
     errors.AccountTaken: "account_taken",
     errors.InsufficientCredits: "insufficient_credits",
     errors.BalanceTooLarge: "balance_too_large",
+    errors.HoldNotFound: "hold_not_found",
+    errors.HoldClosed: "hold_closed",
+    errors.CaptureTooLarge: "capture_too_large",
+    errors.TransactionNotFound: "transaction_not_found",
+    errors.NotRefundable: "not_refundable",
+    errors.RefundTooLarge: "refund_too_large",
     errors.KeyReused: "key_reused",
     errors.KeyExpired: "key_expired",
     errors.LedgerUnavailable: "unavailable",
@@ -94,5 +102,7 @@ def result_of(outcome: Outcome | errors.LedgerUnavailable) -> str:
         return "replayed" if outcome.replayed else "ok"
     if type(outcome) is Opened:
         return "ok" if outcome.created else "replayed"
+    if type(outcome) is Swept:
+        return "ok"
     assert isinstance(outcome, errors.CreditsError)
     return RESULTS[type(outcome)]

@@ -22,6 +22,12 @@ KEY_RETENTION = timedelta(hours=25)
 KEY_CLOCK_SKEW = timedelta(hours=1)
 """A UUIDv7 key may be dated this far in the future."""
 
+HOLD_DEFAULT_S = 3_600
+"""A hold that does not say otherwise expires after an hour."""
+
+HOLD_MAX_S = 31 * 86_400
+"""Longest time that a hold is asked for, from now."""
+
 BATCH_LIMIT = 10_000
 """Most operations in one `/v1/batch` request (DESIGN section 3)."""
 
@@ -31,10 +37,19 @@ class Kind(StrEnum):
 
     TOPUP = "topup"
     CONSUME = "consume"
+    HOLD = "hold"
+    CAPTURE = "capture"
+    RELEASE = "release"
+    EXTEND = "extend"
+    EXPIRE = "expire"
+    REFUND = "refund"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """An account as of its transaction `version`; `head_hash` is that transaction's hash."""
+    """An account as of its transaction `version`; `head_hash` is that transaction's hash.
+
+    No open hold expires before `next_expiry`; None: there is no open hold.
+    """
 
     account_id: AccountId
     tenant_id: TenantId
@@ -44,6 +59,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     version: int
     head_hash: bytes
     created_at: datetime
+    next_expiry: datetime | None = None
 
     @property
     def available(self) -> int:
@@ -52,7 +68,11 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One immutable row of the ledger; `balance` and `reserved` are the state after it."""
+    """One immutable row of the ledger; `balance` and `reserved` are the state after it.
+
+    `reference_id` is the hold that is captured, released, extended or expired, or the transaction
+    that is refunded; `freed` how much less is reserved since; `payment` is masked JSON.
+    """
 
     transaction_id: TransactionId
     account_id: AccountId
@@ -67,6 +87,11 @@ class Transaction(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: datetime
     description: str | None
     metadata: str | None
+    reference_id: TransactionId | None = None
+    freed: int | None = None
+    expires_at: datetime | None = None
+    allowance: int | None = None
+    payment: str | None = None
 
 
 class OpenAccount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -77,28 +102,126 @@ class OpenAccount(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     tenant_id: TenantId
 
 
-class Movement(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """Top up or consume `amount` minor units, once per idempotency key.
+class Write(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """What every money write has: an account, an idempotency key, and what is kept with it.
 
     `key_hash` is SHA-256 of the key, `key_ms` the time inside a UUIDv7 key, `fingerprint` SHA-256
     of the request, `entropy` the random bits of the id its transaction will have. `tenant_id` is
-    the tenant the caller is bound to, if any.
+    the tenant the caller is bound to, if any. `metadata` and `payment` are canonical JSON; they and
+    the description are masked already.
     """
 
-    kind: Kind
     account_id: AccountId
     shard: int
     tenant_id: TenantId | None
-    amount: int
     key_hash: bytes
     key_ms: int | None
     fingerprint: bytes
     entropy: int
     description: str | None
     metadata: str | None
+    payment: str | None = None
 
 
-Operation = OpenAccount | Movement
+class Movement(Write, frozen=True, kw_only=True, gc=False):
+    """Top up or consume `amount` minor units; `up_to` takes what is there when it is less."""
+
+    kind: Kind
+    amount: int
+    up_to: bool = False
+    payment: str | None = None
+
+
+class Reserve(Write, frozen=True, kw_only=True, gc=False):
+    """Hold `amount` for `expires_in` from now; `allowance` may be captured above it."""
+
+    amount: int
+    expires_in: timedelta
+    allowance: int
+
+
+class Capture(Write, frozen=True, kw_only=True, gc=False):
+    """Take `amount` of a hold, None: all that is left; `final` gives back what is left after it."""
+
+    hold_id: TransactionId
+    amount: int | None
+    final: bool
+
+
+class Release(Write, frozen=True, kw_only=True, gc=False):
+    """Give back what is left of a hold."""
+
+    hold_id: TransactionId
+
+
+class Extend(Write, frozen=True, kw_only=True, gc=False):
+    """Let a hold expire `expires_in` from now (None: as before), and hold `amount` more."""
+
+    hold_id: TransactionId
+    amount: int
+    expires_in: timedelta | None
+
+
+class Refund(Write, frozen=True, kw_only=True, gc=False):
+    """Give back `amount` of a consumption or capture, None: all that was not given back yet."""
+
+    refunded_id: TransactionId
+    amount: int | None
+
+
+class Sweep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Book the expiry of an account's expired holds; changes nothing where there is none."""
+
+    account_id: AccountId
+    shard: int
+
+
+HoldOperation = Capture | Release | Extend
+Operation = OpenAccount | Movement | Reserve | Capture | Release | Extend | Refund | Sweep
+
+
+class HoldState(StrEnum):
+    """Whether anything can be done with a hold."""
+
+    OPEN = "open"
+    SETTLED = "settled"
+    EXPIRED = "expired"
+
+
+class Hold(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Credits promised; its id is that of the transaction that made it.
+
+    `amount` was reserved, extensions included; of it `captured` was taken and `released` given
+    back. `overrun` was taken above it, within `allowance`. All in minor units.
+    """
+
+    hold_id: TransactionId
+    account_id: AccountId
+    shard: int
+    amount: int
+    captured: int
+    released: int
+    allowance: int
+    overrun: int
+    state: HoldState
+    expires_at: datetime
+    created_at: datetime
+
+    @property
+    def remaining(self) -> int:
+        """What is still reserved by it."""
+        return self.amount - self.captured - self.released
+
+
+class Refundable(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """A transaction that may be refunded: what it took, and what was given back of that."""
+
+    transaction_id: TransactionId
+    account_id: AccountId
+    shard: int
+    kind: Kind
+    taken: int
+    refunded: int
 
 
 class Opened(msgspec.Struct, frozen=True, gc=False):
@@ -115,29 +238,52 @@ class Posted(msgspec.Struct, frozen=True, gc=False):
     replayed: bool
 
 
-Outcome = Opened | Posted | Refusal
+class Swept(msgspec.Struct, frozen=True, gc=False):
+    """So many holds of the account were booked as expired."""
+
+    expired: int
+
+
+Outcome = Opened | Posted | Swept | Refusal
 
 
 class KeyedTransaction(msgspec.Struct, frozen=True, gc=False):
-    """A transaction with the hash of the idempotency key that made it."""
+    """A transaction with the hash of the idempotency key that made it.
+
+    The hash is empty for an expiry, which nobody asked for.
+    """
 
     key_hash: bytes
     transaction: Transaction
 
 
+class Expiries(msgspec.Struct, frozen=True, gc=False):
+    """The open holds of an account that are past their time, and when the next one will be."""
+
+    due: Sequence[Hold]
+    following: datetime | None
+
+
 class Loaded(msgspec.Struct, frozen=True, gc=False):
-    """What one snapshot of the database says about a batch, and the database's clock."""
+    """What one snapshot of the database says about a batch, and the database's clock.
+
+    `holds` and `refundables` are those that the batch names, `expiries` has every account whose
+    `next_expiry` has come.
+    """
 
     now: datetime
     accounts: dict[AccountId, Account]
     kept: dict[tuple[AccountId, bytes], Transaction]
+    holds: dict[TransactionId, Hold] = {}
+    expiries: dict[AccountId, Expiries] = {}
+    refundables: dict[TransactionId, Refundable] = {}
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
     """What a batch does: one outcome per operation, in order, and the rows that make it true.
 
     `moved` holds the new state of each changed account, `expected` its version before, `opened` the
-    new accounts in their final state.
+    new accounts, `holds` and `refunds` those that are new or changed; all in their final state.
     """
 
     now: datetime
@@ -146,6 +292,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     moved: Sequence[Account]
     expected: Sequence[int]
     transactions: Sequence[KeyedTransaction]
+    holds: Sequence[Hold] = ()
+    refunds: Sequence[Refundable] = ()
 
 
 class FaultKind(StrEnum):
@@ -155,6 +303,8 @@ class FaultKind(StrEnum):
     SEQUENCE = "sequence"
     BALANCE = "balance"
     HEAD = "head"
+    HOLD = "hold"
+    REFUND = "refund"
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):

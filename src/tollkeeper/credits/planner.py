@@ -5,24 +5,36 @@ are decided in arrival order, each on the state the ones before it left. What a 
 breaks a constraint of the schema (tests/integration/credits/test_schema_agrees.py).
 """
 
+import hashlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import assert_never
 
-from tollkeeper.credits import chain
+import msgspec
+
+from tollkeeper.credits import chain, holds
 from tollkeeper.credits.errors import (
     AccountNotFound,
     AccountTaken,
     BalanceTooLarge,
+    HoldNotFound,
     InsufficientCredits,
     KeyExpired,
     KeyReused,
+    NotRefundable,
+    RefundTooLarge,
     Refusal,
+    TransactionNotFound,
 )
 from tollkeeper.credits.model import (
     KEY_CLOCK_SKEW,
     KEY_LIFETIME,
     Account,
+    Capture,
+    Extend,
+    Hold,
+    HoldOperation,
+    HoldState,
     KeyedTransaction,
     Kind,
     Loaded,
@@ -33,10 +45,18 @@ from tollkeeper.credits.model import (
     Outcome,
     Plan,
     Posted,
+    Refund,
+    Refundable,
+    Release,
+    Reserve,
+    Sweep,
+    Swept,
     Transaction,
+    Write,
 )
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.ids import (
+    ENTROPY_BITS,
     AccountId,
     TransactionId,
     compose_id,
@@ -44,6 +64,8 @@ from tollkeeper.kernel.ids import (
     milliseconds_since_epoch,
 )
 
+_ENTROPY_MASK = (1 << ENTROPY_BITS) - 1
+_REFUNDABLE = (Kind.CONSUME, Kind.CAPTURE)
 _LIFETIME_MS = KEY_LIFETIME.total_seconds() * 1000
 _SKEW_MS = KEY_CLOCK_SKEW.total_seconds() * 1000
 
@@ -60,7 +82,7 @@ def plan(loaded: Loaded, operations: Sequence[Operation]) -> Plan:
 class _Running:
     """An account while a batch is decided: the state after the operations so far."""
 
-    __slots__ = ("account", "balance", "expected", "head", "reserved", "version")
+    __slots__ = ("account", "balance", "expected", "head", "next_expiry", "reserved", "version")
 
     def __init__(self, account: Account, *, expected: int | None) -> None:
         self.account = account
@@ -68,14 +90,24 @@ class _Running:
         self.reserved = account.reserved
         self.version = account.version
         self.head = account.head_hash
+        self.next_expiry = account.next_expiry
         self.expected = expected  # None: opened by this batch
+
+    @property
+    def available(self) -> int:
+        return self.balance - self.reserved
+
+    def expect_expiry(self, expires_at: datetime) -> None:
+        """Keep `next_expiry` at or before the expiry of every open hold."""
+        if self.next_expiry is None or expires_at < self.next_expiry:
+            self.next_expiry = expires_at
 
     def current(self) -> Account:
         account = self.account
         return Account(
             account_id=account.account_id, tenant_id=account.tenant_id, shard=account.shard,
             balance=self.balance, reserved=self.reserved, version=self.version,
-            head_hash=self.head, created_at=account.created_at,
+            head_hash=self.head, created_at=account.created_at, next_expiry=self.next_expiry,
         )  # fmt: skip
 
 
@@ -85,22 +117,19 @@ class _Planner:
         self._now_ms = milliseconds_since_epoch(loaded.now)
         self._now_us = chain.microseconds_since_epoch(loaded.now)
         self._kept = dict(loaded.kept)
+        self._holds = dict(loaded.holds)
+        self._expiries = dict(loaded.expiries)
+        self._refundables = dict(loaded.refundables)
         self._written: list[KeyedTransaction] = []
+        self._written_holds: dict[TransactionId, Hold] = {}
+        self._written_refunds: dict[TransactionId, Refundable] = {}
         self._running: dict[AccountId, _Running] = {
             account_id: _Running(account, expected=account.version)
             for account_id, account in loaded.accounts.items()
         }
 
     def run(self, operations: Sequence[Operation]) -> Plan:
-        outcomes: list[Outcome] = []
-        for operation in operations:
-            match operation:
-                case Movement():
-                    outcomes.append(self._decide(operation))
-                case OpenAccount():
-                    outcomes.append(self._open(operation))
-                case _:
-                    assert_never(operation)
+        outcomes = [self._outcome(operation) for operation in operations]
         changed = [r for r in self._running.values() if r.version != r.expected]
         changed.sort(key=lambda r: (r.account.shard, r.account.account_id))
         moved = [r for r in changed if r.expected is not None]
@@ -111,7 +140,16 @@ class _Planner:
             [r.current() for r in moved],
             [r.expected for r in moved if r.expected is not None],
             self._written,
+            tuple(self._written_holds.values()),
+            tuple(self._written_refunds.values()),
         )
+
+    def _outcome(self, operation: Operation) -> Outcome:
+        if isinstance(operation, Write):
+            return self._decide(operation)
+        if isinstance(operation, OpenAccount):
+            return self._open(operation)
+        return self._sweep(operation)
 
     def _open(self, operation: OpenAccount) -> Opened | Refusal:
         running = self._running.get(operation.account_id)
@@ -123,55 +161,210 @@ class _Planner:
         self._running[operation.account_id] = _Running(account, expected=None)
         return Opened(account, created=True)
 
-    def _decide(self, movement: Movement) -> Posted | Refusal:
-        account_id = movement.account_id
+    def _sweep(self, operation: Sweep) -> Swept | Refusal:
+        running = self._running.get(operation.account_id)
+        if running is None:
+            return AccountNotFound(account_id=operation.account_id)
+        return Swept(self._book_expiries(running))
+
+    def _decide(self, write: Write) -> Posted | Refusal:
+        account_id = write.account_id
         running = self._running.get(account_id)
         if running is None or (
-            movement.tenant_id is not None and movement.tenant_id != running.account.tenant_id
+            write.tenant_id is not None and write.tenant_id != running.account.tenant_id
         ):
-            return AccountNotFound(account_id=account_id)
-        kept = self._kept.get((account_id, movement.key_hash))
+            return _not_found(write)
+        kept = self._kept.get((account_id, write.key_hash))
         if kept is not None:
-            return _answer_again(movement, kept)
-        if movement.key_ms is not None:
-            age_ms = self._now_ms - movement.key_ms
+            return _answer_again(write, kept)
+        if write.key_ms is not None:
+            age_ms = self._now_ms - write.key_ms
             if not -_SKEW_MS <= age_ms < _LIFETIME_MS:
                 return KeyExpired(age_s=age_ms / 1000, lifetime_s=_LIFETIME_MS / 1000)
-        amount = movement.amount
+        if self._expiries:
+            self._book_expiries(running)
+        return self._apply(running, write)
+
+    def _apply(self, running: _Running, write: Write) -> Posted | Refusal:
+        match write:
+            case Movement():
+                return self._move(running, write)
+            case Reserve():
+                return self._reserve(running, write)
+            case Capture() | Release() | Extend():
+                return self._change_hold(running, write)
+            case Refund():
+                return self._refund(running, write)
+            case _:
+                raise AssertionError(f"not an operation: {type(write)}")
+
+    def _move(self, running: _Running, movement: Movement) -> Posted | Refusal:
+        amount, account_id = movement.amount, movement.account_id
         if movement.kind is Kind.TOPUP:
             if running.balance + amount > MAX_AMOUNT_MINOR:
                 return BalanceTooLarge(
                     account_id=account_id, balance=running.balance, amount=amount
                 )
-            balance = running.balance + amount
-        elif movement.kind is Kind.CONSUME:
-            available = running.balance - running.reserved
-            if amount > available:
-                return InsufficientCredits(
-                    account_id=account_id, available=available, required=amount
-                )
-            balance = running.balance - amount
-        else:
-            assert_never(movement.kind)
-        return self._write(running, movement, balance)
+            running.balance += amount
+            return self._write(running, movement, Kind.TOPUP, amount, payment=movement.payment)
+        available = running.available
+        if movement.up_to and 0 < available < amount:
+            amount = available
+        if amount > available:
+            return InsufficientCredits(
+                account_id=account_id,
+                available=available,
+                required=1 if movement.up_to else amount,
+            )
+        running.balance -= amount
+        return self._write(running, movement, Kind.CONSUME, amount)
 
-    def _write(self, running: _Running, movement: Movement, balance: int) -> Posted:
+    # Holds and refunds ---------------------------------------------------------------------------
+
+    def _reserve(self, running: _Running, reserve: Reserve) -> Posted | Refusal:
+        amount, available = reserve.amount, running.available
+        if amount > available:
+            return InsufficientCredits(
+                account_id=reserve.account_id, available=available, required=amount
+            )
+        expires_at = self._now + reserve.expires_in
+        running.reserved += amount
+        running.expect_expiry(expires_at)
+        posted = self._write(
+            running, reserve, Kind.HOLD, amount, expires_at=expires_at, allowance=reserve.allowance
+        )
+        self._keep_hold(
+            Hold(
+                hold_id=posted.transaction.transaction_id, account_id=reserve.account_id,
+                shard=reserve.shard, amount=amount, captured=0, released=0,
+                allowance=reserve.allowance, overrun=0, state=HoldState.OPEN,
+                expires_at=expires_at, created_at=self._now,
+            )
+        )  # fmt: skip
+        return posted
+
+    def _change_hold(self, running: _Running, write: HoldOperation) -> Posted | Refusal:
+        hold = self._holds.get(write.hold_id)
+        if hold is None or hold.account_id != write.account_id:
+            return HoldNotFound(hold_id=write.hold_id)
+        match write:
+            case Capture():
+                settlement = holds.capture(hold, write, running.available)
+                kind = Kind.CAPTURE
+            case Release():
+                settlement = holds.release(hold)
+                kind = Kind.RELEASE
+            case Extend():
+                return self._extend(running, hold, write)
+            case _:
+                assert_never(write)
+        if isinstance(settlement, Refusal):
+            return settlement
+        return self._settle(running, write, kind, settlement)
+
+    def _settle(
+        self, running: _Running, write: Write, kind: Kind, settlement: holds.Settlement
+    ) -> Posted:
+        running.balance -= settlement.taken
+        running.reserved -= settlement.freed
+        self._keep_hold(settlement.hold)
+        amount = settlement.taken if kind is Kind.CAPTURE else settlement.freed
+        return self._write(
+            running, write, kind, amount,
+            reference_id=settlement.hold.hold_id, freed=settlement.freed,
+        )  # fmt: skip
+
+    def _extend(self, running: _Running, hold: Hold, extend: Extend) -> Posted | Refusal:
+        extended = holds.extend(hold, extend, available=running.available, now=self._now)
+        if isinstance(extended, Refusal):
+            return extended
+        running.reserved += extend.amount
+        running.expect_expiry(extended.expires_at)
+        self._keep_hold(extended)
+        return self._write(
+            running, extend, Kind.EXTEND, extend.amount,
+            reference_id=hold.hold_id, expires_at=extended.expires_at,
+        )  # fmt: skip
+
+    def _refund(self, running: _Running, refund: Refund) -> Posted | Refusal:
+        refunded_id = refund.refunded_id
+        found = self._refundables.get(refunded_id)
+        if found is None or found.account_id != refund.account_id:
+            return TransactionNotFound(transaction_id=refunded_id)
+        if found.kind not in _REFUNDABLE:
+            return NotRefundable(transaction_id=refunded_id, kind=found.kind)
+        refundable = found.taken - found.refunded
+        amount = refundable if refund.amount is None else refund.amount
+        if amount > refundable or refundable == 0:
+            return RefundTooLarge(transaction_id=refunded_id, refundable=refundable, amount=amount)
+        if running.balance + amount > MAX_AMOUNT_MINOR:
+            return BalanceTooLarge(
+                account_id=refund.account_id, balance=running.balance, amount=amount
+            )
+        running.balance += amount
+        given_back = msgspec.structs.replace(found, refunded=found.refunded + amount)
+        self._refundables[refunded_id] = self._written_refunds[refunded_id] = given_back
+        return self._write(running, refund, Kind.REFUND, amount, reference_id=refunded_id)
+
+    def _book_expiries(self, running: _Running) -> int:
+        """Write down the expiries that are due, once a batch, before the account's next decision.
+
+        Nobody asked for them: they have no key, and their ids follow from the holds'.
+        """
+        account = running.account
+        expiries = self._expiries.pop(account.account_id, None)
+        if expiries is None:
+            return 0
+        running.next_expiry = expiries.following
+        for hold in expiries.due:
+            digest = hashlib.sha256(b"expire" + hold.hold_id.bytes).digest()
+            booking = Write(
+                account_id=account.account_id, shard=account.shard, tenant_id=None,
+                key_hash=b"", key_ms=None, fingerprint=digest,
+                entropy=int.from_bytes(digest, "big") & _ENTROPY_MASK,
+                description=None, metadata=None,
+            )  # fmt: skip
+            self._settle(running, booking, Kind.EXPIRE, holds.expire(hold))
+        return len(expiries.due)
+
+    def _keep_hold(self, hold: Hold) -> None:
+        self._holds[hold.hold_id] = self._written_holds[hold.hold_id] = hold
+
+    def _write(  # noqa: PLR0913  # keyword-only: what a row says beyond its amount
+        self,
+        running: _Running,
+        write: Write,
+        kind: Kind,
+        amount: int,
+        *,
+        reference_id: TransactionId | None = None,
+        freed: int | None = None,
+        expires_at: datetime | None = None,
+        allowance: int | None = None,
+        payment: str | None = None,
+    ) -> Posted:
+        """Write the transaction that left the account as `running` says."""
         sequence = running.version + 1
-        transaction_id = TransactionId(compose_id(self._now_ms, movement.entropy, movement.shard))
+        transaction_id = TransactionId(compose_id(self._now_ms, write.entropy, write.shard))
+        reference = None if reference_id is None else reference_id.bytes
         digest = chain.link(
-            running.head, transaction_id.bytes, movement.amount, balance, running.reserved,
-            sequence, self._now_us, movement.fingerprint, movement.account_id, movement.kind,
-            movement.description, movement.metadata,
+            running.head, transaction_id.bytes, amount, running.balance, running.reserved,
+            sequence, self._now_us, write.fingerprint, write.account_id, kind,
+            write.description, write.metadata,
+            chain.terms_of(reference, freed, expires_at, allowance, payment),
         )  # fmt: skip
         transaction = Transaction(
-            transaction_id=transaction_id, account_id=movement.account_id, shard=movement.shard,
-            kind=movement.kind, amount=movement.amount, balance=balance, reserved=running.reserved,
-            sequence=sequence, fingerprint=movement.fingerprint, hash=digest, created_at=self._now,
-            description=movement.description, metadata=movement.metadata,
+            transaction_id=transaction_id, account_id=write.account_id, shard=write.shard,
+            kind=kind, amount=amount, balance=running.balance, reserved=running.reserved,
+            sequence=sequence, fingerprint=write.fingerprint, hash=digest, created_at=self._now,
+            description=write.description, metadata=write.metadata,
+            reference_id=reference_id, freed=freed, expires_at=expires_at, allowance=allowance,
+            payment=payment,
         )  # fmt: skip
-        running.balance, running.version, running.head = balance, sequence, digest
-        self._kept[movement.account_id, movement.key_hash] = transaction
-        self._written.append(KeyedTransaction(movement.key_hash, transaction))
+        running.version, running.head = sequence, digest
+        if kind is not Kind.EXPIRE:
+            self._kept[write.account_id, write.key_hash] = transaction
+        self._written.append(KeyedTransaction(write.key_hash, transaction))
         return Posted(transaction, replayed=False)
 
 
@@ -184,8 +377,19 @@ def new_account(operation: OpenAccount, now: datetime) -> Account:
     )  # fmt: skip
 
 
-def _answer_again(movement: Movement, kept: Transaction) -> Posted | Refusal:
-    if kept.fingerprint != movement.fingerprint:
-        return KeyReused(account_id=movement.account_id)
+def _not_found(write: Write) -> Refusal:
+    """Say that the object a caller named is not there, in the words in which it was named."""
+    match write:
+        case Capture() | Release() | Extend():
+            return HoldNotFound(hold_id=write.hold_id)
+        case Refund():
+            return TransactionNotFound(transaction_id=write.refunded_id)
+        case _:
+            return AccountNotFound(account_id=write.account_id)
+
+
+def _answer_again(write: Write, kept: Transaction) -> Posted | Refusal:
+    if kept.fingerprint != write.fingerprint:
+        return KeyReused(account_id=write.account_id)
     # Its own id: this very request was committed and the answer of the database was lost.
-    return Posted(kept, replayed=entropy_of(kept.transaction_id) != movement.entropy)
+    return Posted(kept, replayed=entropy_of(kept.transaction_id) != write.entropy)

@@ -4,18 +4,29 @@ Writes go through the engine; reads are one unit of work each.
 """
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
 
 from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD, Engine, Result
-from tollkeeper.credits.errors import AccountNotFound, CreditsError, VerificationRunning
+from tollkeeper.credits.errors import (
+    AccountNotFound,
+    CreditsError,
+    HoldNotFound,
+    TransactionNotFound,
+    VerificationRunning,
+)
 from tollkeeper.credits.model import (
     Account,
     Fault,
+    FaultKind,
+    Hold,
     Opened,
     Operation,
     Posted,
+    Reserve,
+    Swept,
     Transaction,
     Verification,
 )
@@ -23,10 +34,7 @@ from tollkeeper.credits.requests import account_id_of
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
-from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
-
-PAGE_LIMIT = 1_000
-"""Most transactions in one page of a history."""
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
 
 VERIFY_ACCOUNTS = 200
 """Accounts read in one unit of work while verifying."""
@@ -38,6 +46,13 @@ FAULTS_LIMIT = 1_000
 """Faults reported by one verification; `more_faults` says that there are others."""
 
 
+HOLDS_REMEMBERED = 100_000
+"""Holds whose account is kept in memory, so that settling one costs no read to find it: 20 MB."""
+
+SWEEP_ACCOUNTS = 500
+"""Accounts whose expired holds are booked together."""
+
+
 @dataclass(slots=True)
 class _Findings:
     """What a verification has seen so far."""
@@ -47,6 +62,7 @@ class _Findings:
     topped_up: int = 0
     consumed: int = 0
     balance: int = 0
+    faults: list[Fault] = field(default_factory=list)
 
 
 class CreditsService:
@@ -57,6 +73,7 @@ class CreditsService:
         self._pool = pool
         self._store = store
         self._verifying = asyncio.Lock()
+        self._hold_accounts: dict[TransactionId, AccountId] = {}
 
     async def execute(self, operations: Sequence[Operation]) -> list[Result]:
         """Decide a batch: one result per operation, in order; see `Engine.execute`."""
@@ -72,6 +89,9 @@ class CreditsService:
         (result,) = await self._engine.execute((operation,))
         if isinstance(result, CreditsError):
             raise result
+        assert not isinstance(result, Swept), "sweeps are batches"
+        if type(operation) is Reserve and isinstance(result, Posted):
+            self._remember(result.transaction.transaction_id, operation.account_id)
         return result
 
     async def account(self, account_id: AccountId, tenant_id: TenantId | None) -> Account:
@@ -94,6 +114,87 @@ class CreditsService:
         async with self._pool.connection() as connection:
             account = await self._visible(connection, account_id, tenant_id)
             return await self._store.history(connection, account, after=after, limit=limit)
+
+    async def hold(self, hold_id: TransactionId, tenant_id: TenantId | None) -> Hold:
+        """Return a hold as it stands.
+
+        Raises:
+            HoldNotFound: there is none, or it is another tenant's.
+        """
+        async with self._pool.connection() as connection:
+            found = await self._store.hold(connection, hold_id)
+        if found is None or tenant_id not in {None, found[1]}:
+            raise HoldNotFound(hold_id=hold_id)
+        return found[0]
+
+    async def holds(
+        self, account_id: AccountId, tenant_id: TenantId | None, *, after: UUID, limit: int
+    ) -> tuple[Hold, ...]:
+        """Return up to `limit` open holds of an account with an id above `after`, oldest first.
+
+        Raises:
+            AccountNotFound: there is no such account, or it is another tenant's.
+        """
+        async with self._pool.connection() as connection:
+            account = await self._visible(connection, account_id, tenant_id)
+            return await self._store.account_holds(connection, account, after=after, limit=limit)
+
+    async def transaction(
+        self, transaction_id: TransactionId, tenant_id: TenantId | None
+    ) -> Transaction:
+        """Return a transaction.
+
+        Raises:
+            TransactionNotFound: there is none, or it is another tenant's.
+        """
+        async with self._pool.connection() as connection:
+            found = await self._store.transaction(connection, transaction_id)
+        if found is None or tenant_id not in {None, found[1]}:
+            raise TransactionNotFound(transaction_id=transaction_id)
+        return found[0]
+
+    async def account_of_hold(
+        self, hold_id: TransactionId, tenant_id: TenantId | None
+    ) -> AccountId:
+        """Return the account of a hold, which never changes: of recent ones it is remembered.
+
+        Raises:
+            HoldNotFound: there is none, or it is another tenant's.
+        """
+        known = self._hold_accounts.get(hold_id)
+        if known is not None:
+            return known  # whose it is, the planner judges
+        account_id = (await self.hold(hold_id, tenant_id)).account_id
+        self._remember(hold_id, account_id)
+        return account_id
+
+    async def account_of_transaction(
+        self, transaction_id: TransactionId, tenant_id: TenantId | None
+    ) -> AccountId:
+        """Return the account of a transaction.
+
+        Raises:
+            TransactionNotFound: there is none, or it is another tenant's.
+        """
+        return (await self.transaction(transaction_id, tenant_id)).account_id
+
+    def _remember(self, hold_id: TransactionId, account_id: AccountId) -> None:
+        known = self._hold_accounts
+        if len(known) >= HOLDS_REMEMBERED:
+            del known[next(iter(known))]
+        known[hold_id] = account_id
+
+    async def sweep(self) -> int:
+        """Book the expiry of holds whose time is over; return how many were booked."""
+        booked = 0
+        while True:
+            async with self._pool.connection() as connection:
+                due = await self._store.due_accounts(connection, SWEEP_ACCOUNTS)
+            results = await self._engine.execute(due)
+            swept = sum(each.expired for each in results if isinstance(each, Swept))
+            booked += swept
+            if len(due) < SWEEP_ACCOUNTS or swept == 0:
+                return booked
 
     async def verify(
         self, account_id: AccountId | None, tenant_id: TenantId | None, *, after: str | None
@@ -132,49 +233,77 @@ class CreditsService:
     async def _verify_one(
         self, connection: Connection, account_id: AccountId, tenant_id: TenantId | None
     ) -> Verification:
-        findings, faults = _Findings(), list[Fault]()
+        findings = _Findings()
         async with connection.transaction(isolation="repeatable_read", readonly=True):
             account = await self._visible(connection, account_id, tenant_id)
-            await self._verify_account(connection, account, findings, faults)
-        return _verification(findings, faults, None)
+            having = await self._store.accounts_with_side_rows(connection, (account,))
+            await self._verify_account(connection, account, having, findings)
+        return _verification(findings, None)
 
     async def _verify_slice(
         self, connection: Connection, tenant_id: TenantId | None, after: str | None
     ) -> Verification:
-        findings, faults = _Findings(), list[Fault]()
+        findings = _Findings()
         place = (-1, "") if after is None else (shard_of(after), account_id_of(after))
         while True:
             # Heads and rows of a page come from one snapshot; pages need not share theirs.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 page = await self._store.accounts_after(connection, place, VERIFY_ACCOUNTS)
+                having = await self._store.accounts_with_side_rows(connection, page)
                 for account in page:
                     place = (account.shard, account.account_id)
                     if tenant_id is None or account.tenant_id == tenant_id:
-                        await self._verify_account(connection, account, findings, faults)
+                        await self._verify_account(connection, account, having, findings)
                     if findings.transactions >= VERIFY_TRANSACTIONS:
-                        return _verification(findings, faults, account.account_id)
+                        return _verification(findings, account.account_id)
             if len(page) < VERIFY_ACCOUNTS:
-                return _verification(findings, faults, None)
+                return _verification(findings, None)
 
     async def _verify_account(
-        self, connection: Connection, account: Account, findings: _Findings, faults: list[Fault]
+        self,
+        connection: Connection,
+        account: Account,
+        having: Collection[AccountId],
+        findings: _Findings,
     ) -> None:
         verifier = AccountVerifier(account)
         async for transaction in self._store.chain(connection, account):
             verifier.feed(transaction)
             findings.transactions += 1
         verifier.finish()
+        found = verifier.faults
+        if verifier.has_side_rows or account.account_id in having:
+            found += await self._side_faults(connection, account)
         findings.accounts += 1
         findings.topped_up += verifier.topped_up
         findings.consumed += verifier.consumed
         findings.balance += account.balance
-        room = FAULTS_LIMIT + 1 - len(faults)
-        faults.extend(verifier.faults[:room])
+        room = FAULTS_LIMIT + 1 - len(findings.faults)
+        findings.faults.extend(found[:room])
+
+    async def _side_faults(self, connection: Connection, account: Account) -> list[Fault]:
+        """Check that holds and refunds are what the account's transactions say of them."""
+        limit = FAULTS_LIMIT + 1
+        holds = await self._store.wrong_holds(connection, account, limit)
+        refunds = await self._store.wrong_refunds(connection, account, limit)
+        return [
+            *(_side_fault(account, FaultKind.HOLD, f"hold {each}") for each in holds),
+            *(
+                _side_fault(account, FaultKind.REFUND, f"what was refunded of {each}")
+                for each in refunds
+            ),
+        ]
 
 
-def _verification(
-    findings: _Findings, faults: Sequence[Fault], following: str | None
-) -> Verification:
+def _side_fault(account: Account, kind: FaultKind, what: str) -> Fault:
+    return Fault(
+        account_id=account.account_id, sequence=0, fault=kind,
+        detail=f"{what} is not what the account's transactions say",
+    )  # fmt: skip
+
+
+def _verification(findings: _Findings, following: str | None) -> Verification:
+    faults = findings.faults
     return Verification(
         accounts=findings.accounts, transactions=findings.transactions,
         topped_up=findings.topped_up, consumed=findings.consumed, balance=findings.balance,

@@ -7,17 +7,30 @@ PostgreSQL 30.1 µs instead of 33.5 µs.
 
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Final
+from uuid import UUID
 
 from tollkeeper.credits.model import (
     KEY_RETENTION,
     Account,
+    Capture,
+    Expiries,
+    Extend,
+    Hold,
+    HoldOperation,
+    HoldState,
+    KeyedTransaction,
     Kind,
     Loaded,
-    Movement,
     Operation,
     Plan,
+    Refund,
+    Refundable,
+    Release,
+    Sweep,
     Transaction,
+    Write,
 )
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
@@ -42,6 +55,10 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 }
 """What a connection of the ledger's pool is opened with."""
 
+_NEEDING_MORE = (Capture, Release, Extend, Refund, Sweep)
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_LAST_MS = (datetime(9999, 12, 31, tzinfo=UTC) - _EPOCH) // _MILLISECOND  # an id has room for more
 _KINDS: Final[Mapping[str, Kind]] = {kind.value: kind for kind in Kind}
 
 
@@ -51,17 +68,34 @@ class LedgerStore:
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
 
-    async def load(self, connection: Connection, operations: Sequence[Operation]) -> Loaded:
-        """Read the batch's accounts and known keys in one snapshot, with the database's clock.
+    async def load(
+        self, connection: Connection, operations: Sequence[Operation], *, locked: bool = False
+    ) -> Loaded:
+        """Read what a batch needs in one snapshot, with the database's clock.
 
-        Known keys cost a second statement for the transactions they made, which never change.
+        Accounts and known keys take one statement, and a second one for the transactions that
+        known keys made, which never change. Holds and refunds take further statements, inside a
+        unit of work of their own; `locked` says that the accounts are locked: nothing can move.
         """
+        needs_more = any(isinstance(each, _NEEDING_MORE) for each in operations)
+        if not needs_more:
+            loaded = await self._load_accounts(connection, operations)
+            if not _are_expiries_due(loaded):
+                return loaded
+        if locked:
+            return await self._load_all(connection, operations)
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            return await self._load_all(connection, operations)
+
+    async def _load_accounts(
+        self, connection: Connection, operations: Sequence[Operation]
+    ) -> Loaded:
         accounts = {operation.account_id: operation.shard for operation in operations}
-        movements = [operation for operation in operations if type(operation) is Movement]
+        writes = [operation for operation in operations if isinstance(operation, Write)]
         rows = await connection.fetch(
             self._sql["load"],
             [(shard, name) for name, shard in accounts.items()],
-            [(m.shard, m.account_id, key_tag(m.key_hash), m.key_hash) for m in movements],
+            [(w.shard, w.account_id, key_tag(w.key_hash), w.key_hash) for w in writes],
             KEY_RETENTION,
         )
         now = rows[0]["created_at"]
@@ -75,6 +109,62 @@ class LedgerStore:
                 hits.append(row)
         return Loaded(now, found, await self._kept(connection, hits) if hits else {})
 
+    async def _load_all(self, connection: Connection, operations: Sequence[Operation]) -> Loaded:
+        loaded = await self._load_accounts(connection, operations)
+        holds = {(o.shard, o.hold_id) for o in operations if isinstance(o, HoldOperation)}
+        refunded = {(o.shard, o.refunded_id) for o in operations if isinstance(o, Refund)}
+        due = [
+            (account.shard, account.account_id)
+            for account in loaded.accounts.values()
+            if _is_expiry_due(account, loaded.now)
+        ]
+        return Loaded(
+            loaded.now,
+            loaded.accounts,
+            loaded.kept,
+            await self._holds(connection, holds) if holds else {},
+            await self._expiries(connection, due, loaded.now) if due else {},
+            await self._refundables(connection, refunded) if refunded else {},
+        )
+
+    async def _holds(
+        self, connection: Connection, places: Iterable[tuple[int, TransactionId]]
+    ) -> dict[TransactionId, Hold]:
+        rows = await connection.fetch(self._sql["holds"], list(places))
+        return {hold.hold_id: hold for hold in map(_hold, rows)}
+
+    async def _expiries(
+        self, connection: Connection, places: Sequence[tuple[int, AccountId]], now: datetime
+    ) -> dict[AccountId, Expiries]:
+        """Return the overdue holds of every account in `places`, also where there is none."""
+        due: dict[AccountId, list[Hold]] = {account_id: [] for _, account_id in places}
+        following: dict[AccountId, datetime] = {}
+        for hold in map(_hold, await connection.fetch(self._sql["open_holds"], places, now)):
+            if hold.expires_at <= now:
+                due[hold.account_id].append(hold)
+            else:
+                following[hold.account_id] = hold.expires_at
+        return {
+            account_id: Expiries(holds, following.get(account_id))
+            for account_id, holds in due.items()
+        }
+
+    async def _refundables(
+        self, connection: Connection, places: Iterable[tuple[int, TransactionId]]
+    ) -> dict[TransactionId, Refundable]:
+        listed = list(places)
+        rows = await connection.fetch(
+            self._sql["refundables"], listed, [moment_of(identifier) for _, identifier in listed]
+        )
+        return {
+            TransactionId(row["transaction_id"]): Refundable(
+                transaction_id=TransactionId(row["transaction_id"]),
+                account_id=AccountId(row["account_id"]), shard=row["shard"],
+                kind=_KINDS[row["kind"]], taken=row["taken"], refunded=row["refunded"],
+            )
+            for row in rows
+        }  # fmt: skip
+
     async def _kept(
         self, connection: Connection, hits: Sequence[Row]
     ) -> dict[tuple[AccountId, bytes], Transaction]:
@@ -85,7 +175,7 @@ class LedgerStore:
             [hit["version"] for hit in hits],
             [hit["created_at"] for hit in hits],
         )
-        by_place = {(row["account_id"], row["sequence"]): transaction_of(row) for row in rows}
+        by_place = {(row["account_id"], row["sequence"]): _transaction(row) for row in rows}
         return {
             (AccountId(hit["account_id"]), hit["key_hash"]): by_place[
                 hit["account_id"], hit["version"]
@@ -109,16 +199,27 @@ class LedgerStore:
         rows = await connection.fetch(
             self._sql["commit"],
             [
-                (a.shard, a.account_id, expected, a.balance, a.reserved, a.version, a.head_hash)
+                (
+                    a.shard, a.account_id, expected, a.balance, a.reserved, a.version, a.head_hash,
+                    a.next_expiry,
+                )
                 for a, expected in zip(plan.moved, plan.expected, strict=True)
             ],
             [
-                (a.shard, a.account_id, a.tenant_id, a.balance, a.reserved, a.version, a.head_hash)
+                (
+                    a.shard, a.account_id, a.tenant_id, a.balance, a.reserved, a.version,
+                    a.head_hash, a.next_expiry,
+                )
                 for a in plan.opened
             ],
-            [_accepted(keyed.key_hash, keyed.transaction) for keyed in plan.transactions],
+            [_accepted(keyed) for keyed in plan.transactions],
             plan.now,
-        )
+            [_written_hold(hold) for hold in plan.holds],
+            [
+                (r.shard, r.transaction_id, r.account_id, r.taken, r.refunded)
+                for r in plan.refunds
+            ],
+        )  # fmt: skip
         return frozenset(AccountId(row["account_id"]) for row in rows)
 
     async def account(
@@ -135,7 +236,68 @@ class LedgerStore:
         rows = await connection.fetch(
             self._sql["history"], account.shard, account.account_id, after, limit
         )
-        return tuple(transaction_of(row) for row in rows)
+        return tuple(_transaction(row) for row in rows)
+
+    async def hold(
+        self, connection: Connection, hold_id: TransactionId
+    ) -> tuple[Hold, TenantId] | None:
+        """Return a hold and its account's tenant, None when there is none."""
+        row = await connection.fetchrow(self._sql["hold"], hold_id.bytes[-1], hold_id)
+        return None if row is None else (_hold(row), TenantId(row["tenant_id"]))
+
+    async def account_holds(
+        self, connection: Connection, account: Account, *, after: UUID, limit: int
+    ) -> tuple[Hold, ...]:
+        """Return up to `limit` open holds of an account with an id above `after`."""
+        rows = await connection.fetch(
+            self._sql["account_holds"], account.shard, account.account_id, after, limit
+        )
+        return tuple(_hold(row) for row in rows)
+
+    async def transaction(
+        self, connection: Connection, transaction_id: TransactionId
+    ) -> tuple[Transaction, TenantId] | None:
+        """Return a transaction and its account's tenant, None when there is none."""
+        row = await connection.fetchrow(
+            self._sql["transaction"], transaction_id.bytes[-1], transaction_id,
+            moment_of(transaction_id),
+        )  # fmt: skip
+        return None if row is None else (_transaction(row), TenantId(row["tenant_id"]))
+
+    async def due_accounts(self, connection: Connection, limit: int) -> tuple[Sweep, ...]:
+        """Return up to `limit` accounts that have holds whose time is over."""
+        rows = await connection.fetch(self._sql["due_accounts"], limit)
+        return tuple(
+            Sweep(account_id=AccountId(row["account_id"]), shard=row["shard"]) for row in rows
+        )
+
+    async def accounts_with_side_rows(
+        self, connection: Connection, accounts: Sequence[Account]
+    ) -> frozenset[AccountId]:
+        """Return those of `accounts` that have holds or refunds."""
+        rows = await connection.fetch(
+            self._sql["accounts_with_side_rows"],
+            [(account.shard, account.account_id) for account in accounts],
+        )
+        return frozenset(AccountId(row["account_id"]) for row in rows)
+
+    async def wrong_holds(
+        self, connection: Connection, account: Account, limit: int
+    ) -> tuple[UUID, ...]:
+        """Return holds of an account that are not what its transactions say of them."""
+        rows = await connection.fetch(
+            self._sql["held_by_account"], account.shard, account.account_id, limit
+        )
+        return tuple(row["hold_id"] for row in rows)
+
+    async def wrong_refunds(
+        self, connection: Connection, account: Account, limit: int
+    ) -> tuple[UUID, ...]:
+        """Return transactions of which more or less was refunded than the account's rows say."""
+        rows = await connection.fetch(
+            self._sql["refunded_by_account"], account.shard, account.account_id, limit
+        )
+        return tuple(row["transaction_id"] for row in rows)
 
     async def accounts_after(
         self, connection: Connection, place: tuple[int, str], limit: int
@@ -150,7 +312,7 @@ class LedgerStore:
             self._sql["chain"], account.shard, account.account_id, prefetch=CHAIN_PREFETCH
         )
         async for row in rows:
-            yield transaction_of(row)
+            yield _transaction(row)
 
     async def create_partitions(
         self, connection: Connection, *, quarters_ahead: int, days_ahead: int
@@ -195,27 +357,63 @@ def accounts_of(operations: Iterable[Operation]) -> dict[AccountId, int]:
     return {operation.account_id: operation.shard for operation in operations}
 
 
+def moment_of(identifier: UUID) -> datetime:
+    """Return the start of the millisecond inside a UUIDv7; at most the end of the calendar."""
+    return _EPOCH + min(identifier.int >> 80, _LAST_MS) * _MILLISECOND
+
+
+def _is_expiry_due(account: Account, now: datetime) -> bool:
+    return account.next_expiry is not None and account.next_expiry <= now
+
+
+def _are_expiries_due(loaded: Loaded) -> bool:
+    return any(_is_expiry_due(account, loaded.now) for account in loaded.accounts.values())
+
+
 def _account(row: Row) -> Account:
     return Account(
         account_id=AccountId(row["account_id"]), tenant_id=TenantId(row["tenant_id"]),
         shard=row["shard"], balance=row["balance"], reserved=row["reserved"],
         version=row["version"], head_hash=row["head_hash"], created_at=row["created_at"],
+        next_expiry=row["next_expiry"],
     )  # fmt: skip
 
 
-def transaction_of(row: Row) -> Transaction:
-    """Return a row of `credit_transactions`, read with all its columns."""
+def _hold(row: Row) -> Hold:
+    return Hold(
+        hold_id=TransactionId(row["hold_id"]), account_id=AccountId(row["account_id"]),
+        shard=row["shard"], amount=row["amount"], captured=row["captured"],
+        released=row["released"], allowance=row["allowance"], overrun=row["overrun"],
+        state=HoldState(row["state"]), expires_at=row["expires_at"], created_at=row["created_at"],
+    )  # fmt: skip
+
+
+def _transaction(row: Row) -> Transaction:
+    reference_id = row["reference_id"]
     return Transaction(
         transaction_id=TransactionId(row["transaction_id"]),
         account_id=AccountId(row["account_id"]), shard=row["shard"], kind=_KINDS[row["kind"]],
         amount=row["amount"], balance=row["balance"], reserved=row["reserved"],
         sequence=row["sequence"], fingerprint=row["fingerprint"], hash=row["hash"],
         created_at=row["created_at"], description=row["description"], metadata=row["metadata"],
+        reference_id=None if reference_id is None else TransactionId(reference_id),
+        freed=row["freed"], expires_at=row["expires_at"], allowance=row["allowance"],
+        payment=row["payment"],
     )  # fmt: skip
 
 
-def _accepted(key_hash: bytes, t: Transaction) -> tuple[object, ...]:
+def _accepted(keyed: KeyedTransaction) -> tuple[object, ...]:
+    t, key_hash = keyed.transaction, keyed.key_hash or None
     return (
         t.shard, t.account_id, t.transaction_id, t.kind, t.amount, t.balance, t.reserved,
-        t.sequence, t.fingerprint, t.hash, t.description, t.metadata, key_hash, key_tag(key_hash),
+        t.sequence, t.fingerprint, t.hash, t.description, t.metadata, key_hash,
+        None if key_hash is None else key_tag(key_hash), t.reference_id, t.freed, t.expires_at,
+        t.allowance, t.payment,
+    )  # fmt: skip
+
+
+def _written_hold(hold: Hold) -> tuple[object, ...]:
+    return (
+        hold.shard, hold.hold_id, hold.account_id, hold.amount, hold.captured, hold.released,
+        hold.allowance, hold.overrun, hold.state, hold.expires_at, hold.created_at,
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The nouns every slice shares: errors, ids, amounts, clock, backoff. Standard library only."""
+"""The nouns every slice shares, in the standard library only: ids, amounts, cards, clock ..."""

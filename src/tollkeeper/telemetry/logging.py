@@ -1,8 +1,9 @@
 """Structured logs: structlog and the standard library's loggers leave through one handler.
 
 Events are fixed dotted names plus fields (`log.info("credits.engine_started", lanes=2)`), never
-formatted sentences and never secrets. Nothing is configured at import: a process calls
-`configure_logging` once. Servers that set up their own handlers must be told not to
+formatted sentences and never secrets; should one get in, `telemetry/masking.py` takes it out just
+before the line is written. Nothing is configured at import: a process calls `configure_logging`
+once. Servers that set up their own handlers must be told not to
 (`uvicorn.Config(log_config=None)`, `Litestar(logging_config=None)`).
 
 Tracebacks are plain text in both formats: the frames' local variables can hold keys and amounts.
@@ -16,6 +17,7 @@ import structlog
 from structlog.types import EventDict, Processor
 
 from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.telemetry.masking import mask_event
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 FORMATS = ("auto", "console", "json")
@@ -66,22 +68,26 @@ def _shared_processors() -> list[Processor]:
 
 
 def _formatter(*, is_console: bool, colours: bool) -> logging.Formatter:
-    renderers: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if is_console:
         plain = structlog.dev.plain_traceback
-        renderers.append(structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=plain))
+        renderer: Processor = structlog.dev.ConsoleRenderer(
+            colors=colours, exception_formatter=plain
+        )
     else:
-        renderers += [
-            structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ]
+        renderer = structlog.processors.JSONRenderer()
+    processors: list[Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        mask_event,  # after it nothing may add to an event
+        renderer,
+    ]
     foreign: list[Processor] = [
         *_shared_processors(),
         structlog.stdlib.ExtraAdder(),
         _without_colours,
     ]
-    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=renderers)
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=foreign, processors=processors)
 
 
 def _without_colours(_: object, __: str, event: EventDict) -> EventDict:

@@ -2,34 +2,68 @@
 
 Closed by default: only the paths listed here answer without a key. How keys are kept is not known
 here; `principal_of` is passed in, costs no round trip and raises an error of the problem table.
+
+Who shows no valid key too often is answered 429 instead of 401 (`attempts.py`). The key is judged
+first, so a valid one is answered whatever else comes from its address. The address is the peer's:
+what a header says of it, anybody can write. Behind a proxy all its callers share one.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 
+import structlog
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from tollkeeper.kernel import principal as who
+from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.principal import Principal
-from tollkeeper.web.errors import NotAuthenticated, ScopeMissing
+from tollkeeper.web.attempts import FailedAttempts
+from tollkeeper.web.errors import NotAuthenticated, ScopeMissing, TooManyFailures
 from tollkeeper.web.problem import ProblemTable, problem_of, send_problem
 
 OPEN_PATHS = frozenset({"/health", "/health/ready", "/metrics", "/schema"})
 OPEN_PREFIX = "/schema/"
 
+UNAUTHENTICATED = 401
+"""The status that counts as a failed attempt."""
+
+_log = structlog.get_logger(__name__)
+
 PrincipalOf = Callable[[str], Principal]
 """Returns whom a key stands for, or raises: the error's status is in the problem table."""
+
+
+class AuthenticationTally:
+    """How authentications ended; plain numbers, because each request pays for counting."""
+
+    __slots__ = ("accepted", "refused")
+
+    def __init__(self) -> None:
+        self.accepted = 0
+        self.refused: Counter[type[TollkeeperError]] = Counter()
 
 
 class Authentication:
     """Answers 401 to requests without a valid key; others carry `scope["state"]["principal"]`."""
 
-    __slots__ = ("_app", "_principal_of", "_problems")
+    __slots__ = ("_app", "_attempts", "_clock", "_principal_of", "_problems", "_tally")
 
-    def __init__(self, app: ASGIApp, *, principal_of: PrincipalOf, problems: ProblemTable) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        principal_of: PrincipalOf,
+        problems: ProblemTable,
+        clock: Clock,
+        tally: AuthenticationTally,
+    ) -> None:
         self._app = app
         self._principal_of = principal_of
         self._problems = problems
+        self._clock = clock
+        self._tally = tally
+        self._attempts = FailedAttempts()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find out who asks, or refuse."""
@@ -39,10 +73,32 @@ class Authentication:
         try:
             principal = self._principal_of(bearer_key(scope["headers"]))
         except TollkeeperError as error:
-            await send_problem(send, problem_of(error, self._problems))
+            answered = self._refuse(scope, error)
+            self._tally.refused[type(answered)] += 1
+            await send_problem(send, problem_of(answered, self._problems))
             return
+        self._tally.accepted += 1
         scope.setdefault("state", {})["principal"] = principal
         await self._app(scope, receive, send)
+
+    def _refuse(self, scope: Scope, error: TollkeeperError) -> TollkeeperError:
+        """Return what to answer: the error, or that there were too many of them."""
+        if problem_of(error, self._problems).status != UNAUTHENTICATED:
+            return error
+        client = scope["client"]
+        address = client[0] if client is not None else ""
+        wait_s = self._attempts.wait_s(address, self._clock.monotonic_s())
+        if wait_s > 0:
+            return TooManyFailures(retry_after_s=wait_s)
+        # Who it was is known of an expired key only. A key's text is never logged.
+        facts = {name: getattr(error, name, None) for name in ("key_id", "tenant_id")}
+        _log.info(
+            "access.authentication_refused",
+            reason=type(error).__name__,
+            address=address,
+            **{name: str(value) for name, value in facts.items() if value is not None},
+        )
+        return error
 
 
 def is_open(path: str) -> bool:

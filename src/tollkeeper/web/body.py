@@ -4,12 +4,14 @@ Every fault comes out as `RequestInvalid` that names the field; what a value mea
 here. A field is named by its path: `amount`, `operations[3].amount`, or `body` for the whole.
 """
 
+import ast
 import re
 from typing import TypeVar
 
 import msgspec
 from litestar.types import Receive
 
+from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.web.errors import FieldFault, RequestAborted, RequestInvalid
 
 WHOLE_BODY = "body"
@@ -21,6 +23,8 @@ MAX_ECHO_LENGTH = 200
 T = TypeVar("T")
 
 _LOCATED = re.compile(r"(?P<fault>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)
+_PATTERNED = re.compile(r"Expected `str` matching regex (?P<literal>.*)", re.DOTALL)
+_END = r"(?![\s\S])"
 _NAMED_FIELD = re.compile(
     r"Object (?:missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL
 )
@@ -64,13 +68,16 @@ def decode_body(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
 
 def fault_of(error: msgspec.ValidationError) -> FieldFault:
     """Read the field's path and the fault out of msgspec's message (it has no attributes)."""
-    fault, path = str(error), ""
+    fault, path = mask_cards(str(error)), ""  # before anything is cut off
     if located := _LOCATED.fullmatch(fault):
         fault, path = located["fault"], located["path"]
     if named := _NAMED_FIELD.fullmatch(fault):
         name = named["name"][:MAX_ECHO_LENGTH]
         path = f"{path}.{name}" if path else name
         fault = "is required" if fault.startswith("Object missing") else "is not known here"
+    if patterned := _PATTERNED.fullmatch(fault):
+        pattern: str = ast.literal_eval(patterned["literal"])  # msgspec writes its repr
+        fault = f"must match {pattern.replace(_END, '$')}"
     return FieldFault(field=path or WHOLE_BODY, detail=fault[:MAX_ECHO_LENGTH])
 
 

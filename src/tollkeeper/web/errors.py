@@ -2,6 +2,7 @@
 
 WebError
 ├── NotAuthenticated          no usable bearer key; `reason` says what is missing
+├── TooManyFailures           no valid key from this address too often; wait `retry_after_s`
 ├── ScopeMissing              the key is good, but does not allow this
 ├── RequestInvalid            the body or a parameter; `errors` names the fields
 ├── RequestAborted            the caller went away before its body was complete
@@ -37,6 +38,20 @@ class NotAuthenticated(WebError):
     def message(self) -> str:
         """Return the reason, which is a full sentence."""
         return self.reason
+
+
+@dataclass(eq=False, kw_only=True)
+class TooManyFailures(WebError):
+    """The address failed to show a valid key too often; a valid key is answered all the same."""
+
+    retry_after_s: float
+
+    def message(self) -> str:
+        """Say what still works."""
+        return (
+            "too many requests without a valid key came from this address: "
+            f"wait {self.retry_after_s:g} s; requests with a valid key are answered"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

@@ -5,8 +5,9 @@ decode the bodies and encode the answers; problems are rows of the table that an
 neither can differ from what the route does. Nothing here runs while a request is served.
 
 What goes without saying is added here: a route that takes a key can answer everything that the
-table says about keys (401, 403) and about a service that cannot answer now (503); one that takes a
-body can find it invalid, broken off (400) or too large (413).
+table says about keys (401, 403), too many failures to show one (429) and about a service that
+cannot answer now (503); one that takes a body can find it invalid, broken off (400) or too large
+(413).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +21,7 @@ from msgspec import Meta
 
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.principal import Scope
-from tollkeeper.web.errors import BodyTooLarge, RequestAborted, RequestInvalid
+from tollkeeper.web.errors import BodyTooLarge, RequestAborted, RequestInvalid, TooManyFailures
 from tollkeeper.web.problem import MEDIA_TYPE, ProblemKind, ProblemTable, kind_of
 
 JSON = "application/json"
@@ -146,6 +147,7 @@ def problem_kinds(facts: RouteFacts, table: ProblemTable) -> tuple[ProblemKind, 
         kinds += [kind_of(error, table) for error in _UNSAID_OF_BODIES]
     if facts.scope is not None:
         kinds += [kind for kind in table.values() if kind.status in _UNSAID_STATUSES]
+        kinds.append(kind_of(TooManyFailures, table))
     return distinct(kinds)
 
 

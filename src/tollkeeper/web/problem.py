@@ -1,9 +1,9 @@
 """Errors become RFC 9457 problem documents here, and only here.
 
 An error knows nothing of HTTP. A table maps its type (or a base of it) to a `ProblemKind`; the
-error's fields become extension members of the document. The same document answers a request and
-stands for an item of a batch. What is not in the table is our bug: 500 without a detail, logged
-once with its traceback by whoever answers.
+error's fields become extension members of the document, and no text of it shows a card number. The
+same document answers a request and stands for an item of a batch. What is not in the table is our
+bug: 500 without a detail, logged once with its traceback by whoever answers.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +21,7 @@ from litestar.exceptions import HTTPException
 from litestar.types import Scope, Send
 
 from tollkeeper.database.errors import DatabaseError
+from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.web.errors import (
     BodyTooLarge,
@@ -31,6 +32,7 @@ from tollkeeper.web.errors import (
     RequestAborted,
     RequestInvalid,
     ScopeMissing,
+    TooManyFailures,
 )
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -69,6 +71,9 @@ _FRAMEWORK_KINDS = {kind.status: kind for kind in FRAMEWORK_PROBLEMS}
 
 SHARED_PROBLEMS: ProblemTable = {
     NotAuthenticated: ProblemKind(401, URN + "not-authenticated", "Not authenticated"),
+    TooManyFailures: ProblemKind(
+        429, URN + "too-many-failures", "Too many requests without a valid key"
+    ),
     ScopeMissing: ProblemKind(403, URN + "scope-missing", "The key does not allow this"),
     RequestInvalid: ProblemKind(400, URN + "invalid-request", "Invalid request"),
     RequestAborted: ProblemKind(400, URN + "request-aborted", "Request aborted"),
@@ -98,16 +103,19 @@ class Problem:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def document(self) -> dict[str, object]:
-        """Return the JSON object; the standard members win over facts of the same name."""
+        """Return the JSON object; the standard members win over facts of the same name.
+
+        Card numbers are masked in every text of it. Numbers stay: they are amounts.
+        """
         document: dict[str, object] = {
             "type": self.type,
             "title": self.title,
             "status": self.status,
         }
         if self.detail is not None:
-            document["detail"] = self.detail
+            document["detail"] = mask_cards(self.detail)
         for name, value in self.facts.items():
-            document.setdefault(name, value)
+            document.setdefault(name, _masked(msgspec.to_builtins(value)))
         return document
 
 
@@ -196,6 +204,16 @@ def _facts_of(error: Exception, detail: str) -> dict[str, object]:
 
 _JSON_TYPES = (str, int, float, type(None), UUID, datetime, tuple)
 """What a fact may be; a field of another type (a cause, an object) is not for callers."""
+
+
+def _masked(value: object) -> object:
+    if isinstance(value, str):
+        return mask_cards(value)
+    if isinstance(value, list | tuple):
+        return [_masked(inner) for inner in value]
+    if isinstance(value, dict):
+        return {name: _masked(inner) for name, inner in value.items()}
+    return value
 
 
 def _headers_of(error: Exception, status: int) -> dict[str, str]:

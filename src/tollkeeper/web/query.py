@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 
 from litestar.types import Scope
 
+from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.web.body import MAX_ECHO_LENGTH
 from tollkeeper.web.errors import FieldFault, RequestInvalid
 
@@ -27,7 +28,7 @@ def query_of(scope: Scope, *known: str) -> dict[str, str]:
     query = scope["query_string"].decode("latin-1")
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name not in known:
-            raise _invalid(name[:MAX_ECHO_LENGTH] or WHOLE_QUERY, _unknown(known))
+            raise _invalid(mask_cards(name)[:MAX_ECHO_LENGTH] or WHOLE_QUERY, _unknown(known))
         if name in found:
             raise _invalid(name, "was given more than once")
         found[name] = value

@@ -3,8 +3,10 @@
 import asyncio
 import math
 import stat
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import httpx
@@ -12,11 +14,14 @@ import pytest
 from litestar.types import Receive, Send
 from litestar.types import Scope as Asgi
 from structlog.testing import capture_logs
+from tests.clocks import SetClock
 
 from tollkeeper.access.api import PROBLEMS
-from tollkeeper.access.errors import KeyInvalid, KeysUnavailable, KeyUnknown
+from tollkeeper.access.errors import KeyExpired, KeyInvalid, KeysUnavailable, KeyUnknown
+from tollkeeper.access.issuer import KeyIssuer
+from tollkeeper.access.keyfile import ensure_development_key as ensure_key
 from tollkeeper.access.model import hash_token, is_token
-from tollkeeper.access.service import AccessService, KeyMaker
+from tollkeeper.access.service import AccessService
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.embedded import EmbeddedServer
@@ -26,7 +31,7 @@ from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import TenantId, system_entropy, system_token
 from tollkeeper.kernel.principal import Scope
-from tollkeeper.web.auth import Authentication
+from tollkeeper.web.auth import Authentication, AuthenticationTally
 from tollkeeper.web.problem import SHARED_PROBLEMS
 from tollkeeper.wiring import ensure_development_key
 
@@ -36,35 +41,9 @@ READ = (Scope.CREDITS_READ,)
 
 
 @pytest.fixture
-async def owner_pool(access_dsn: str) -> AsyncIterator[Pool]:
-    pool = Pool(connector(access_dsn), size=2, clock=SystemClock())
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-async def reader_pool(access_dsn: str) -> AsyncIterator[Pool]:
-    pool = Pool(connector(access_dsn, role="tollkeeper_access"), size=1, clock=SystemClock())
-    yield pool
-    await pool.close()
-
-
-@pytest.fixture
-def maker(owner_pool: Pool) -> KeyMaker:
-    return KeyMaker(owner_pool, clock=SystemClock(), entropy=system_entropy, tokens=system_token)
-
-
-@pytest.fixture
-def checker(reader_pool: Pool) -> AccessService:
-    """The service as an HTTP process runs it: it may only read."""
-    return AccessService(reader_pool, clock=SystemClock())
-
-
-@pytest.fixture
-async def connection(access_dsn: str) -> AsyncIterator[Connection]:
-    connection = await connector(access_dsn)()
-    yield connection
-    await connection.close()
+def checker(service_pool: Pool) -> AccessService:
+    """The service as an HTTP process runs it."""
+    return AccessService(service_pool, clock=SystemClock())
 
 
 async def revoke(connection: Connection, token: str) -> None:
@@ -92,8 +71,9 @@ async def eventually(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_key_is_known_after_a_refresh(maker: KeyMaker, checker: AccessService) -> None:
-    key, token = await maker.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
+async def test_key_is_known_after_a_refresh(issuer: KeyIssuer, checker: AccessService) -> None:
+    issued = await issuer.create_key("billing", scopes=READ, tenant_id=TenantId("acme"))
+    key, token = issued.key, issued.token
     await checker.refresh()
 
     principal = checker.principal_of(token)
@@ -103,8 +83,8 @@ async def test_key_is_known_after_a_refresh(maker: KeyMaker, checker: AccessServ
     assert is_token(token)
 
 
-async def test_key_is_kept_only_as_hash(maker: KeyMaker, connection: Connection) -> None:
-    _, token = await maker.create_key("billing", scopes=READ)
+async def test_key_is_kept_only_as_hash(issuer: KeyIssuer, connection: Connection) -> None:
+    token = (await issuer.create_key("billing", scopes=READ)).token
 
     row = str(await connection.fetchrow("SELECT k::text FROM api_keys AS k"))
     assert hash_token(token).hex() in row
@@ -112,22 +92,22 @@ async def test_key_is_kept_only_as_hash(maker: KeyMaker, connection: Connection)
 
 
 async def test_unknown_key_is_refused_without_a_round_trip(
-    checker: AccessService, reader_pool: Pool
+    checker: AccessService, service_pool: Pool
 ) -> None:
     await checker.refresh()
-    before = reader_pool.counters().acquired_total
+    before = service_pool.counters().acquired_total
 
     for token in ("", "wrong", "tk_live_" + "0" * 72, "\udcff"):
         assert not is_valid(checker, token)
 
-    assert before == reader_pool.counters().acquired_total
+    assert before == service_pool.counters().acquired_total
 
 
 async def test_revoked_key_stops_working_after_the_next_refresh(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
-    _, kept = await maker.create_key("kept", scopes=READ)
-    _, revoked = await maker.create_key("revoked", scopes=READ)
+    kept = (await issuer.create_key("kept", scopes=READ)).token
+    revoked = (await issuer.create_key("revoked", scopes=READ)).token
     await checker.refresh()
     await revoke(connection, revoked)
     assert is_valid(checker, revoked)
@@ -139,12 +119,12 @@ async def test_revoked_key_stops_working_after_the_next_refresh(
 
 
 async def test_changes_arrive_by_themselves(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     checker.start()
     try:
         await eventually(lambda: checker.is_loaded)
-        _, token = await maker.create_key("billing", scopes=READ)
+        token = (await issuer.create_key("billing", scopes=READ)).token
         await eventually(lambda: is_valid(checker, token))
         await revoke(connection, token)
         await eventually(lambda: not is_valid(checker, token))
@@ -152,8 +132,8 @@ async def test_changes_arrive_by_themselves(
         await checker.close()
 
 
-async def test_unchanged_keys_are_not_read_again(maker: KeyMaker, checker: AccessService) -> None:
-    await maker.create_key("billing", scopes=READ)
+async def test_unchanged_keys_are_not_read_again(issuer: KeyIssuer, checker: AccessService) -> None:
+    await issuer.create_key("billing", scopes=READ)
     with capture_logs() as logs:
         await checker.refresh()
         await checker.refresh()
@@ -171,9 +151,9 @@ async def test_unchanged_keys_are_not_read_again(maker: KeyMaker, checker: Acces
     ],
 )
 async def test_every_change_moves_the_version(
-    maker: KeyMaker, connection: Connection, change: str
+    issuer: KeyIssuer, connection: Connection, change: str
 ) -> None:
-    await maker.create_key("billing", scopes=READ)
+    await issuer.create_key("billing", scopes=READ)
     before = await version(connection)
     await connection.execute(change)
 
@@ -181,7 +161,7 @@ async def test_every_change_moves_the_version(
 
 
 async def test_concurrent_changes_are_all_seen(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     """Refreshing all the while, nothing that committed between two reads is missed."""
     checker.start()
@@ -189,7 +169,7 @@ async def test_concurrent_changes_are_all_seen(
     try:
         async with asyncio.TaskGroup() as group:
             for number in range(20):
-                group.create_task(_create(maker, f"key {number}", made))
+                group.create_task(_create(issuer, f"key {number}", made))
             for _ in range(20):
                 group.create_task(checker.refresh())
         await checker.refresh()
@@ -201,8 +181,8 @@ async def test_concurrent_changes_are_all_seen(
     assert 20 == await version(connection)
 
 
-async def _create(maker: KeyMaker, name: str, made: list[str]) -> None:
-    _, token = await maker.create_key(name, scopes=READ)
+async def _create(issuer: KeyIssuer, name: str, made: list[str]) -> None:
+    token = (await issuer.create_key(name, scopes=READ)).token
     made.append(token)
 
 
@@ -210,21 +190,28 @@ async def _create(maker: KeyMaker, name: str, made: list[str]) -> None:
     "statement",
     [
         "INSERT INTO api_keys SELECT * FROM api_keys",
-        "UPDATE api_keys SET revoked_at = NULL",
+        "UPDATE api_keys SET scopes = '{admin}'",
+        "UPDATE api_keys SET token_hash = sha256('')",
+        "UPDATE api_keys SET tenant_id = NULL",
         "DELETE FROM api_keys",
         "TRUNCATE api_keys",
         "UPDATE api_keys_version SET version = 0",
+        "INSERT INTO api_key_events SELECT * FROM api_key_events",
+        "UPDATE api_key_events SET actor = 'owner'",
+        "DELETE FROM api_key_events",
+        "TRUNCATE api_key_events",
+        "DELETE FROM api_key_uses",
     ],
 )
-async def test_services_may_only_read(reader_pool: Pool, statement: str) -> None:
+async def test_services_may_do_no_more_than_they_need(service_pool: Pool, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        async with reader_pool.connection() as connection:
+        async with service_pool.connection() as connection:
             await connection.execute(statement)
 
 
-async def test_key_that_cannot_be_is_not_made(maker: KeyMaker, connection: Connection) -> None:
+async def test_key_that_cannot_be_is_not_made(issuer: KeyIssuer, connection: Connection) -> None:
     with pytest.raises(KeyInvalid):
-        await maker.create_key("", scopes=READ)
+        await issuer.create_key("", scopes=READ)
 
     assert 0 == await version(connection)
 
@@ -248,12 +235,12 @@ async def test_constraints_refuse_what_the_model_refuses(connection: Connection)
 
 
 async def test_last_known_keys_work_while_the_database_is_away(
-    maker: KeyMaker,
+    issuer: KeyIssuer,
     checker: AccessService,
     connection: Connection,
     server: EmbeddedServer,
 ) -> None:
-    _, token = await maker.create_key("billing", scopes=READ)
+    token = (await issuer.create_key("billing", scopes=READ)).token
     checker.start()
     await eventually(lambda: checker.is_loaded)
     database = await connection.fetchval("SELECT current_database()")
@@ -297,28 +284,28 @@ async def test_without_a_database_no_key_is_judged(tmp_path: Path) -> None:
 
 
 async def test_development_key_is_made_once(
-    maker: KeyMaker, checker: AccessService, tmp_path: Path
+    issuer: KeyIssuer, checker: AccessService, tmp_path: Path
 ) -> None:
     path = tmp_path / "data" / "dev.key"
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     await checker.refresh()
 
     assert set(Scope) == checker.principal_of(token).scopes
     assert token.startswith("tk_dev_")
     assert f"{token}\n" == path.read_text()
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
-    assert token == await maker.ensure_development_key(path)
+    assert token == await ensure_key(issuer, path)
     assert [path] == list(path.parent.iterdir())
 
 
 async def test_development_key_of_another_database_is_replaced(
-    maker: KeyMaker, checker: AccessService, connection: Connection, tmp_path: Path
+    issuer: KeyIssuer, checker: AccessService, connection: Connection, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
-    old = await maker.ensure_development_key(path)
+    old = await ensure_key(issuer, path)
     await connection.execute("TRUNCATE api_keys")
 
-    new = await maker.ensure_development_key(path)
+    new = await ensure_key(issuer, path)
     assert new != old
     assert f"{new}\n" == path.read_text()
     await checker.refresh()
@@ -327,40 +314,40 @@ async def test_development_key_of_another_database_is_replaced(
 
 @pytest.mark.parametrize("content", [b"", b"tk_dev_00", b"\xff\xfe", b"tk_dev_" + b"0" * 72])
 async def test_torn_development_key_is_replaced(
-    maker: KeyMaker, checker: AccessService, tmp_path: Path, content: bytes
+    issuer: KeyIssuer, checker: AccessService, tmp_path: Path, content: bytes
 ) -> None:
     path = tmp_path / "dev.key"
     path.write_bytes(content)
 
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     await checker.refresh()
     assert is_valid(checker, token)
 
 
 async def test_readable_development_key_is_closed_to_others(
-    maker: KeyMaker, tmp_path: Path
+    issuer: KeyIssuer, tmp_path: Path
 ) -> None:
     path = tmp_path / "dev.key"
-    token = await maker.ensure_development_key(path)
+    token = await ensure_key(issuer, path)
     path.chmod(0o644)
 
-    assert token == await maker.ensure_development_key(path)
+    assert token == await ensure_key(issuer, path)
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
 
 
 async def test_key_file_that_cannot_be_is_said_in_a_sentence(
-    maker: KeyMaker, tmp_path: Path
+    issuer: KeyIssuer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match="Not a directory"):
-        await maker.ensure_development_key(tmp_path / "file" / "dev.key")
+        await ensure_key(issuer, tmp_path / "file" / "dev.key")
     (tmp_path / "dev.key").mkdir()
     with pytest.raises(ConfigurationError, match="Is a directory"):
-        await maker.ensure_development_key(tmp_path / "dev.key")
+        await ensure_key(issuer, tmp_path / "dev.key")
 
 
 async def test_keys_guard_an_application(
-    maker: KeyMaker, checker: AccessService, connection: Connection
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
 ) -> None:
     async def application(scope: Asgi, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})
@@ -370,10 +357,12 @@ async def test_keys_guard_an_application(
         application,
         principal_of=checker.principal_of,
         problems={**SHARED_PROBLEMS, **PROBLEMS},
+        clock=SystemClock(),
+        tally=AuthenticationTally(),
     )
     transport = httpx.ASGITransport(app=guarded)  # type: ignore[arg-type]  # other ASGI types
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-        _, token = await maker.create_key("billing", scopes=READ)
+        token = (await issuer.create_key("billing", scopes=READ)).token
         headers = {"Authorization": f"Bearer {token}"}
         unread = await client.get("/v1/x", headers=headers)
         await checker.refresh()
@@ -395,3 +384,204 @@ async def test_wiring_makes_the_development_key_as_the_owner(
 
     assert is_valid(checker, token)
     assert token == await ensure_development_key(access_dsn, tmp_path / "dev.key")
+
+
+HOUR_S = 3_600
+
+
+@pytest.fixture
+def clock() -> SetClock:
+    return SetClock()
+
+
+@pytest.fixture
+def clocked(service_pool: Pool, clock: SetClock) -> tuple[AccessService, KeyIssuer]:
+    """Both sides of the keys, on one clock that the test sets."""
+    issuer = KeyIssuer(service_pool, clock=clock, entropy=system_entropy, tokens=system_token)
+    return AccessService(service_pool, clock=clock), issuer
+
+
+async def test_expiry_is_judged_at_each_check(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("short", scopes=READ, expires_in_s=60)
+    await service.refresh()
+    clock.advance(59.9)
+    assert issued.key.key_id == service.principal_of(issued.token).key_id
+
+    clock.advance(0.1)
+    with pytest.raises(KeyExpired) as raised:
+        service.principal_of(issued.token)
+    assert issued.key.expires_at == raised.value.expired_at
+    assert "2026-03-01T12:01:00Z" in str(raised.value)
+    assert not await issuer.is_valid(issued.token)
+
+
+async def test_expired_key_is_told_so_for_a_week_and_then_unknown(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("short", scopes=READ, expires_in_s=60)
+    clock.advance(24 * HOUR_S)
+    await service.refresh()
+    with pytest.raises(KeyExpired):
+        service.principal_of(issued.token)
+    clock.advance(7 * 24 * HOUR_S)
+    await issuer.create_key("moves the version", scopes=READ)
+    await service.refresh()
+    with pytest.raises(KeyUnknown):
+        service.principal_of(issued.token)
+    assert 1 == service.held
+
+
+async def test_clock_that_went_ahead_and_back_loses_no_key(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock
+) -> None:
+    service, issuer = clocked
+    issued = await issuer.create_key("month", scopes=READ, expires_in_s=30 * 24 * HOUR_S)
+    right = clock.now()
+    clock.set_wall(right + timedelta(days=365))
+    await service.refresh()
+    assert not is_valid(service, issued.token)
+
+    clock.set_wall(right)
+    await service.refresh()
+
+    assert is_valid(service, issued.token)
+
+
+async def test_two_services_see_a_revocation(
+    access_dsn: str, service_pool: Pool, issuer: KeyIssuer
+) -> None:
+    """As in two processes: each with connections and a memory of its own, neither told."""
+    other_pool = Pool(connector(access_dsn, role="tollkeeper_access"), size=1, clock=SystemClock())
+    services = [AccessService(pool, clock=SystemClock()) for pool in (service_pool, other_pool)]
+    issued = await issuer.create_key("billing", scopes=READ)
+    for service in services:
+        service.start()
+    try:
+        await eventually(lambda: all(service.is_loaded for service in services))
+        assert all(is_valid(service, issued.token) for service in services)
+        await issuer.revoke_key(issued.key.key_id)
+        await eventually(lambda: not any(is_valid(service, issued.token) for service in services))
+    finally:
+        for service in services:
+            await service.close()
+        await other_pool.close()
+
+
+async def test_a_change_that_is_seen_at_once(issuer: KeyIssuer, checker: AccessService) -> None:
+    issued = await issuer.create_key("billing", scopes=READ)
+    await checker.see_change()
+
+    assert is_valid(checker, issued.token)
+
+
+async def last_uses(connection: Connection) -> dict[UUID, datetime]:
+    rows = await connection.fetch("SELECT key_id, last_used_at FROM api_key_uses")
+    return {row["key_id"]: row["last_used_at"] for row in rows}
+
+
+async def test_last_use_is_written_once_for_many_requests(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await issuer.create_key("unused", scopes=READ)
+    await service.refresh()
+    before = await version(connection)
+    for _ in range(1_000):
+        service.principal_of(used.token)
+    assert {} == await last_uses(connection)
+
+    await service.record_uses()
+    clock.advance(60)
+    await service.record_uses()
+
+    assert {used.key.key_id: used.key.created_at} == await last_uses(connection)
+    assert before == await version(connection)
+    listed = {key.name: key.last_used_at for key in await issuer.list_keys(limit=9)}
+    assert {"used": used.key.created_at, "unused": None} == listed
+
+
+async def test_last_use_outlives_a_reading_of_the_keys(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    service.principal_of(used.token)
+    await issuer.revoke_key(used.key.key_id)
+    await service.refresh()
+    await service.record_uses()
+
+    assert {used.key.key_id} == set(await last_uses(connection))
+
+
+async def test_last_use_never_goes_back(
+    clocked: tuple[AccessService, KeyIssuer], clock: SetClock, connection: Connection
+) -> None:
+    """Two services write in any order, and one has a clock that is behind."""
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    right = clock.now()
+    for moment in (right, right - timedelta(hours=1)):
+        clock.set_wall(moment)
+        service.principal_of(used.token)
+        await service.record_uses()
+
+    assert {used.key.key_id: right} == await last_uses(connection)
+
+
+async def test_last_uses_are_written_now_and_then_and_at_the_end(
+    clocked: tuple[AccessService, KeyIssuer],
+    clock: SetClock,
+    service_pool: Pool,
+    connection: Connection,
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    service.start()
+    await eventually(lambda: service.is_loaded)
+    service.principal_of(used.token)
+    clock.advance(30)
+    async with asyncio.timeout(DEADLINE_S):
+        while used.key.key_id not in await last_uses(connection):
+            await asyncio.sleep(0.01)
+    clock.advance(1)
+    service.principal_of(used.token)
+    await service.close()
+
+    assert {used.key.key_id: clock.now()} == await last_uses(connection)
+
+
+async def test_last_uses_wait_for_a_database_that_is_away(
+    clocked: tuple[AccessService, KeyIssuer], connection: Connection
+) -> None:
+    service, issuer = clocked
+    used = await issuer.create_key("used", scopes=READ)
+    await service.refresh()
+    service.principal_of(used.token)
+    await connection.execute("ALTER TABLE api_key_uses RENAME TO away")
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await service.record_uses()
+    await connection.execute("ALTER TABLE away RENAME TO api_key_uses")
+    await service.record_uses()
+
+    assert {used.key.key_id} == set(await last_uses(connection))
+
+
+async def test_closing_does_not_fail_for_want_of_the_last_uses(
+    issuer: KeyIssuer, checker: AccessService, connection: Connection
+) -> None:
+    used = await issuer.create_key("used", scopes=READ)
+    checker.start()
+    await eventually(lambda: checker.is_loaded)
+    checker.principal_of(used.token)
+    await connection.execute("DROP TABLE api_key_uses")
+    with capture_logs() as logs:
+        await checker.close()
+
+    assert ["access.uses_not_recorded"] == [entry["event"] for entry in logs]

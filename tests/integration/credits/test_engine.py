@@ -32,10 +32,12 @@ class GatedStore(LedgerStore):
         self.gate = asyncio.Event()
         self.arrived = asyncio.Event()
 
-    async def load(self, connection: Connection, operations: Sequence[Operation]) -> Loaded:
+    async def load(
+        self, connection: Connection, operations: Sequence[Operation], *, locked: bool = False
+    ) -> Loaded:
         self.arrived.set()
         await self.gate.wait()
-        return await super().load(connection, operations)
+        return await super().load(connection, operations, locked=locked)
 
 
 @pytest.fixture

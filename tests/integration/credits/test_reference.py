@@ -140,6 +140,7 @@ class LedgerMachine(RuleBasedStateMachine):
         name = self.prefix + operation.account_id
         if isinstance(operation, OpenAccount):
             return opening(name, operation.tenant_id)
+        assert isinstance(operation, Movement)
         return _renamed(operation, name)
 
     @rule(engine=engines, batch=bursts, apart=st.booleans())

@@ -149,6 +149,8 @@ async def test_not_even_the_owner_changes_what_happened(
         "UPDATE idempotency_keys SET sequence = 1",
         "DELETE FROM idempotency_keys",
         "TRUNCATE idempotency_keys",
+        "DELETE FROM holds",
+        "DELETE FROM refunds",
         "DROP TABLE accounts",
         "ALTER TABLE accounts DROP CONSTRAINT accounts_never_negative",
         "ALTER TABLE credit_transactions DISABLE TRIGGER ALL",
@@ -159,6 +161,14 @@ async def test_not_even_the_owner_changes_what_happened(
 async def test_the_service_may_do_nothing_else(role: Connection, statement: str) -> None:
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await role.execute(statement)
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM accounts", "TRUNCATE accounts"])
+async def test_not_even_the_owner_removes_an_account_by_accident(
+    owner: Connection, statement: str
+) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError, match="accounts stay"):
+        await owner.execute(statement)
 
 
 async def test_partitions_carry_every_constraint_index_and_trigger_of_their_table(
@@ -173,8 +183,8 @@ async def test_partitions_carry_every_constraint_index_and_trigger_of_their_tabl
     )
     shapes = {(row["parent"], row["relkind"]): tuple(row)[1:4] for row in counts}
 
-    assert (5, 1, 1) == shapes["credit_transactions", "p"]
-    assert (5, 1, 2) == shapes["credit_transactions", "r"]  # and one against TRUNCATE
+    assert (6, 2, 1) == shapes["credit_transactions", "p"]
+    assert (6, 2, 2) == shapes["credit_transactions", "r"]  # and one against TRUNCATE
     assert shapes["idempotency_keys", "p"] == shapes["idempotency_keys", "r"] == (1, 1, 0)
     assert len(shapes) == len({(*key, *shape) for key, shape in shapes.items()})
 

@@ -12,7 +12,7 @@ from tests.ledger import consume, opening, topup
 from tests.operations import ACCOUNTS, movements, operations
 
 from tollkeeper.credits import planner
-from tollkeeper.credits.model import Movement, Operation
+from tollkeeper.credits.model import Movement, OpenAccount, Operation
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
@@ -79,4 +79,5 @@ def renamed(operation: Operation, prefix: str) -> Operation:
     name = AccountId(prefix + operation.account_id)
     if isinstance(operation, Movement):
         return msgspec.structs.replace(operation, account_id=name, shard=shard_of(name))
+    assert isinstance(operation, OpenAccount)
     return opening(name, operation.tenant_id)

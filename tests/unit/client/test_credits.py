@@ -8,10 +8,12 @@ import msgspec
 import pytest
 from tests.unit.client.network import answer, key_of, peer
 
-from tollkeeper.client.credits import RETRY_AFTER_LIMIT_S, CreditsClient
+from tollkeeper.client.caller import RETRY_AFTER_LIMIT_S
+from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.errors import (
     AnswerMalformed,
     CallFailed,
+    CallMalformed,
     CallRefused,
     ConnectionLost,
     ServiceUnreachable,
@@ -100,6 +102,48 @@ async def test_a_lost_answer_is_asked_for_again_with_the_same_key(
         assert len(keys) == 1
         assert uuid7_milliseconds(keys.pop()) is not None
         assert [round(each, 3) for each in clock.slept] == [0.010, 0.020]
+
+
+async def test_an_empty_key_is_not_replaced_by_a_fresh_one(
+    clock: StillClock, numbers: Iterator[int]
+) -> None:
+    """A script whose variable is unset must not lose its idempotency without a word."""
+    async with (
+        peer([answer(400, {"title": "Idempotency-Key is invalid"})]) as other,
+        client_of(other.url, clock, numbers) as client,
+    ):
+        with pytest.raises(CallFailed):
+            await client.consume("acme", 5, key="")
+
+        assert b"Idempotency-Key: \r\n" in other.requests[0]
+
+
+@pytest.mark.parametrize(
+    ("field", "call"),
+    [
+        ("account_id", {"account_id": "\udcff"}),
+        ("account_id", {"account_id": "a/b"}),
+        ("account_id", {"account_id": ""}),
+        ("the request", {"account_id": "acme", "description": "\udcff"}),
+        ("key", {"account_id": "acme", "key": "k\udcff"}),
+        ("key", {"account_id": "acme", "key": "two\r\nlines"}),
+    ],
+)
+async def test_what_cannot_be_sent_is_said_before_anything_is(
+    clock: StillClock, field: str, call: dict[str, str]
+) -> None:
+    async with client_of("http://127.0.0.1:1", clock, count(1)) as client:
+        with pytest.raises(CallMalformed) as refused:
+            await client.consume(amount=5, **call)  # type: ignore[arg-type]  # names of its fields
+
+    assert field == refused.value.field
+
+
+def test_an_api_key_that_no_header_can_carry_is_not_shown() -> None:
+    with pytest.raises(CallMalformed) as refused:
+        CreditsClient("http://127.0.0.1:1", "tk_\udcff")
+
+    assert "api_key must be visible ASCII characters" == str(refused.value)
 
 
 async def test_two_writes_have_two_keys(clock: StillClock, numbers: Iterator[int]) -> None:
@@ -204,9 +248,9 @@ async def test_account_ids_are_encoded_into_the_path(
         peer([answer(200, {"items": [], "next": None})]) as other,
         client_of(other.url, clock, numbers) as client,
     ):
-        await client.page("a/b ?ü", after="9&x", limit=7)
+        await client.page("a+b ?ü", after="9&x", limit=7)
 
-        path = b"/v1/accounts/a%2Fb%20%3F%C3%BC/transactions?limit=7&after=9%26x"
+        path = b"/v1/accounts/a%2Bb%20%3F%C3%BC/transactions?limit=7&after=9%26x"
         assert other.requests[0].startswith(b"GET " + path + b" HTTP/1.1\r\n")
 
 

@@ -119,7 +119,7 @@ def test_many_bad_lines_are_counted_and_the_first_ones_named() -> None:
 
     assert len(survey.bad) == BAD_LINES_LISTED
     assert str(error) == (
-        "t.csv, line 2: 1 columns where the header has 3 and 999 more malformed lines; "
+        "t.csv, line 2: 1 columns where the header has 3; 999 more lines are malformed; "
         "nothing was billed"
     )
 

@@ -129,7 +129,7 @@ def test_a_sound_chain_has_no_fault(balances: tuple[int, ...]) -> None:
 
 
 Tamper = Callable[[list[Transaction]], list[Transaction]]
-HASH, SEQUENCE, BALANCE, HEAD = FaultKind
+HASH, SEQUENCE, BALANCE, HEAD, *_ = FaultKind
 TAMPERING: dict[str, tuple[Tamper, set[tuple[FaultKind, int]]]] = {
     "an edit": (
         lambda rows: [*rows[:2], msgspec.structs.replace(rows[2], description="x"), *rows[3:]],

@@ -113,3 +113,109 @@ def test_warnings_are_logged() -> None:
 def test_unknown_setting_is_refused(level: str, format_: str) -> None:
     with pytest.raises(ConfigurationError):
         configure_logging(level, format_)
+
+
+CARD = "4111 1111 1111 1111"
+
+
+def pay(number: str) -> None:
+    raise ValueError(f"declined: {number}") from KeyError(number)
+
+
+def give_up(problem: str) -> None:
+    raise ConfigurationError(problem=problem)
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_card_number_leaves_in_no_part_of_an_event(format_: str) -> None:
+    stream = io.StringIO()
+    configure_logging("info", format_, stream=stream)
+    log = structlog.get_logger("tollkeeper")
+    with structlog.contextvars.bound_contextvars(path=f"/v1/accounts/{CARD}"):
+        log.info(CARD, text=CARD, number=4111111111111111, whole=4111111111111111.0)
+    log.info("nested", items=[{"a": (CARD, {CARD: [CARD]})}], object=Exception(CARD), kinds={CARD})
+    log.info("deep", value=[[[[[[[[[[[CARD]]]]]]]]]]])
+    log.info("stack", stack_info=True)
+    try:
+        pay(CARD)
+    except ValueError:
+        log.exception("failed")
+
+    assert "4111" not in stream.getvalue()
+    assert "****-****-****-1111" in stream.getvalue()
+    assert "declined: ****-****-****-1111" in stream.getvalue()
+
+
+@pytest.mark.parametrize("format_", ["json", "console"])
+def test_card_number_of_another_library_leaves_as_little(format_: str) -> None:
+    stream = io.StringIO()
+    configure_logging("info", format_, stream=stream)
+    log = logging.getLogger("uvicorn.error")
+    log.info("%s and %d", CARD, 5555555555554444, extra={"card": [CARD]})
+    log.warning("%(number)s", {"number": CARD})
+    try:
+        pay(CARD)
+    except ValueError:
+        log.exception("failed", stack_info=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(True)
+        warnings.warn(CARD, UserWarning, stacklevel=1)
+
+    assert "4111" not in stream.getvalue()
+    assert "5555" not in stream.getvalue()
+    assert 6 <= stream.getvalue().count("****-****-****-1111")
+
+
+def test_value_of_a_field_that_is_called_like_a_secret_stays_here() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    structlog.get_logger().info(
+        "web.request",
+        headers={"Authorization": "Bearer hush", "Set-Cookie": "hush", "host": "here"},
+        api_key="hush", token="hush", db_password="hush", client_secret="hush",
+        card={"cvv": 123, "PIN": "hush", "Security_Code": ["hush"]},
+        tokens=17, key_id="kept", shipping="kept",
+    )  # fmt: skip
+
+    (entry,) = entries(stream)
+    assert "hush" not in stream.getvalue()
+    assert {"Authorization": "***", "Set-Cookie": "***", "host": "here"} == entry["headers"]
+    assert {"cvv": "***", "PIN": "***", "Security_Code": "***"} == entry["card"]
+    assert ["***"] * 4 == [
+        entry[name] for name in ("api_key", "token", "db_password", "client_secret")
+    ]
+    assert (17, "kept", "kept") == (entry["tokens"], entry["key_id"], entry["shipping"])
+
+
+def test_password_of_a_dsn_stays_here_wherever_it_stands() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    log = structlog.get_logger()
+    log.warning("database.away", dsn="postgresql://user:p@ss:w@db.example:5432/credits?a=b")
+    log.warning("host=here password='a b' user=u")
+    log.warning("key tk_live_0123456789abcdef0123456789abcdef")
+    try:
+        give_up("postgresql://user:word@db.example/credits is away")
+    except ConfigurationError:
+        log.exception("failed")
+
+    dsn, pairs, key, failed = entries(stream)
+    assert "postgresql://user:***@db.example:5432/credits?a=b" == dsn["dsn"]
+    assert "host=here password=*** user=u" == pairs["event"]
+    assert "key tk_live_***" == key["event"]
+    assert "postgresql://user:***@db.example/credits is away" in str(failed["exception"])
+
+
+def test_what_is_no_secret_is_written_as_it_is() -> None:
+    stream = io.StringIO()
+    configure_logging("info", "json", stream=stream)
+    fields: dict[str, object] = {
+        "lanes": 2, "ratio": 0.5, "ok": True, "none": None, "items": [1, "two", {"three": 3.0}],
+        "request_id": "01a20bde-8028-76e8-8fa8-1bc6b37ddf49", "at_us": 1732510015123456,
+        "balance": 9_223_372_036_854_775_807, "url": "http://127.0.0.1:5004/v1/accounts",
+    }  # fmt: skip
+    structlog.get_logger().info("credits.engine_started", **fields)
+
+    (entry,) = entries(stream)
+    assert fields == {name: entry[name] for name in fields}

@@ -19,10 +19,11 @@ from litestar.types import ASGIApp
 
 from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel import principal as who
+from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import TenantId
 from tollkeeper.kernel.principal import Principal
-from tollkeeper.web.auth import Authentication, authorize
+from tollkeeper.web.auth import Authentication, AuthenticationTally, authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.idempotency import idempotency_key
 from tollkeeper.web.middleware import BodyLimit
@@ -151,7 +152,13 @@ def application() -> ASGIApp:
         request_max_body_size=None,
     )
     limited = BodyLimit(routes, limit_bytes=BODY_LIMIT_BYTES, problems=PROBLEMS)
-    return Authentication(limited, principal_of=principal_of, problems=PROBLEMS)
+    return Authentication(
+        limited,
+        principal_of=principal_of,
+        problems=PROBLEMS,
+        clock=SystemClock(),
+        tally=AuthenticationTally(),
+    )
 
 
 @pytest.fixture

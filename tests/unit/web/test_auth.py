@@ -1,8 +1,134 @@
+from collections import Counter
+from uuid import UUID
+
 import httpx
 import pytest
+from litestar.types import Receive, Scope, Send
+from structlog.testing import capture_logs
+from tests.clocks import SetClock
+from tests.unit.web.conftest import PROBLEMS, KeyUnknown, principal_of
 
-from tollkeeper.web.auth import bearer_key, is_open
-from tollkeeper.web.errors import NotAuthenticated
+from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.kernel.ids import TenantId
+from tollkeeper.web.attempts import FAILURES_BURST
+from tollkeeper.web.auth import Authentication, AuthenticationTally, bearer_key, is_open
+from tollkeeper.web.errors import NotAuthenticated, TooManyFailures
+from tollkeeper.web.problem import ProblemKind
+
+URN = "urn:tollkeeper:problem:"
+
+
+class Away(TollkeeperError):
+    """Stands for keys that cannot be read."""
+
+
+class Expired(TollkeeperError):
+    """Stands for a key that was good once."""
+
+    key_id = UUID(int=7)
+    tenant_id = TenantId("acme")
+
+
+class Guarded:
+    """An application behind `Authentication`, asked as from any address."""
+
+    def __init__(self) -> None:
+        self.clock = SetClock()
+        self.tally = AuthenticationTally()
+        problems = {
+            **PROBLEMS,
+            Away: ProblemKind(503, URN + "away", "Away"),
+            Expired: ProblemKind(401, URN + "expired", "Expired"),
+        }
+
+        def judge(token: str) -> object:
+            failures = {"away": Away, "expired": Expired}
+            if token in failures:
+                raise failures[token]
+            return principal_of(token)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            await send({"type": "http.response.start", "status": 204, "headers": []})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        self._app = Authentication(
+            application,
+            principal_of=judge,  # type: ignore[arg-type]  # returns what `principal_of` does
+            problems=problems,
+            clock=self.clock,
+            tally=self.tally,
+        )
+
+    async def ask(self, token: str | None, address: str | None = "10.0.0.1") -> tuple[int, str]:
+        """Return the status, and the `Retry-After` of the answer."""
+        sent: list[dict[str, object]] = []
+        headers = [] if token is None else [(b"authorization", f"Bearer {token}".encode())]
+        client = None if address is None else (address, 1)
+        scope = {"type": "http", "path": "/x", "method": "GET", "headers": headers}
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+
+        await self._app({**scope, "client": client}, None, send)  # type: ignore[arg-type]
+        found = dict(sent[0]["headers"])  # type: ignore[call-overload]
+        return int(str(sent[0]["status"])), found.get(b"retry-after", b"").decode()
+
+
+@pytest.fixture
+def guarded() -> Guarded:
+    return Guarded()
+
+
+async def test_failures_are_limited_and_a_valid_key_is_answered_all_the_same(
+    guarded: Guarded,
+) -> None:
+    answers = [await guarded.ask(token) for token in ["wrong", None] * (FAILURES_BURST // 2)]
+    assert {(401, "")} == set(answers)
+
+    assert (429, "1") == await guarded.ask("wrong")
+    assert (429, "1") == await guarded.ask(None)
+    assert (204, "") == await guarded.ask("good")
+    assert (401, "") == await guarded.ask("wrong", "10.0.0.2")
+    guarded.clock.advance(1.0)
+    assert (401, "") == await guarded.ask("wrong")
+    assert (429, "1") == await guarded.ask("wrong")
+
+
+async def test_keys_that_cannot_be_read_are_nobodys_failure(guarded: Guarded) -> None:
+    answers = {await guarded.ask("away") for _ in range(FAILURES_BURST + 1)}
+
+    assert {(503, "1")} == answers
+    assert (401, "") == await guarded.ask("wrong")
+
+
+async def test_callers_without_an_address_share_one(guarded: Guarded) -> None:
+    answers = [await guarded.ask("wrong", None) for _ in range(FAILURES_BURST + 1)]
+
+    assert [(401, "")] * FAILURES_BURST + [(429, "1")] == answers
+
+
+async def test_each_authentication_is_counted_once(guarded: Guarded) -> None:
+    for token in ["good", "good", None, "away", *["wrong"] * (FAILURES_BURST + 4)]:
+        await guarded.ask(token)
+
+    assert 2 == guarded.tally.accepted
+    assert (
+        Counter({NotAuthenticated: 1, Away: 1, KeyUnknown: FAILURES_BURST - 1, TooManyFailures: 5})
+        == guarded.tally.refused
+    )
+
+
+async def test_a_refusal_is_logged_without_the_key_until_the_limit(guarded: Guarded) -> None:
+    with capture_logs() as logs:
+        for token in ["expired", *["tk_live_secret"] * (2 * FAILURES_BURST)]:
+            await guarded.ask(token)
+
+    assert FAILURES_BURST == len(logs)
+    assert {"access.authentication_refused"} == {entry["event"] for entry in logs}
+    assert (str(UUID(int=7)), "acme", "10.0.0.1") == (
+        logs[0]["key_id"], logs[0]["tenant_id"], logs[0]["address"],
+    )  # fmt: skip
+    assert "secret" not in str(logs)
 
 
 async def test_request_without_key_is_401(client: httpx.AsyncClient) -> None:

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from litestar.types import Receive, ReceiveMessage
 
-from tollkeeper.web.body import MAX_ECHO_LENGTH, decode_body, read_body
+from tollkeeper.credits.messages import OpenAccountBody
+from tollkeeper.web.body import MAX_ECHO_LENGTH, decode_body, fault_of, read_body
 from tollkeeper.web.errors import FieldFault, RequestAborted, RequestInvalid
 
 Name = Annotated[str, msgspec.Meta(max_length=3)]
@@ -72,6 +73,16 @@ def test_deep_nesting_is_a_fault_and_no_crash() -> None:
     body = b'{"items": [], "metadata": {"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}"
 
     assert FieldFault(field="body", detail="is nested too deeply") == fault_in(body)
+
+
+def test_a_pattern_is_named_as_people_write_it() -> None:
+    with pytest.raises(msgspec.ValidationError) as refused:
+        msgspec.json.decode(b'{"account_id":"a b","tenant_id":"t"}', type=OpenAccountBody)
+
+    found = fault_of(refused.value)
+
+    assert "account_id" == found.field
+    assert found.detail.startswith("must match ^[A-Za-z0-9][A-Za-z0-9._~:@!$&'()*+,;=|-]{0,127}$")
 
 
 def test_fault_repeats_little_of_a_hostile_body() -> None:

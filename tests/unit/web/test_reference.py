@@ -107,7 +107,7 @@ async def test_document_says_what_goes_without_saying(client: httpx.AsyncClient)
 
     operation = document["paths"]["/greetings"]["post"]
     assert "greet" == operation["operationId"]
-    assert ["200", "400", "401", "403", "413", "503"] == sorted(operation["responses"])
+    assert ["200", "400", "401", "403", "413", "429", "503"] == sorted(operation["responses"])
     assert f"`{URN}body-too-large`" in operation["responses"]["413"]["description"]
     assert [{"key": ["credits:write"]}] == operation["security"]
     assert {"Retry-After"} == operation["responses"]["503"]["headers"].keys()

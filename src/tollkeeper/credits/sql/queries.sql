@@ -5,18 +5,98 @@
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
-    NULL::bytea AS key_hash
+    NULL::timestamptz AS next_expiry, NULL::bytea AS key_hash
 UNION ALL
-SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, NULL
+SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash,
+    a.next_expiry, NULL
 FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
-SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, i.key_hash
+SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, i.key_hash
 FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
     AND i.account_id = wanted.account_id AND i.key_hash = wanted.key_hash
     AND i.created_at > now() - $3::interval AND i.created_at < now() + $3::interval;
+
+-- holds --
+-- Holds by their ids.
+SELECT
+    h.hold_id, h.account_id, h.shard, h.amount, h.captured, h.released, h.allowance, h.overrun, h.state,
+    h.expires_at, h.created_at
+FROM unnest($1::hold_place[]) AS wanted
+JOIN holds AS h ON h.shard = wanted.shard AND h.hold_id = wanted.hold_id;
+
+-- open_holds --
+-- The open holds of accounts that are over at $2, soonest first, and the first that is not yet.
+SELECT
+    h.hold_id, h.account_id, h.shard, h.amount, h.captured, h.released, h.allowance, h.overrun, h.state,
+    h.expires_at, h.created_at
+FROM unnest($1::account_place[]) AS wanted
+CROSS JOIN LATERAL (
+    SELECT due.*
+    FROM holds AS due
+    WHERE due.shard = wanted.shard AND due.account_id = wanted.account_id AND due.state = 'open'
+        AND due.expires_at <= $2
+    UNION ALL
+    (
+        SELECT later.*
+        FROM holds AS later
+        WHERE later.shard = wanted.shard AND later.account_id = wanted.account_id AND later.state = 'open'
+            AND later.expires_at > $2
+        ORDER BY later.expires_at
+        LIMIT 1
+    )
+) AS h
+ORDER BY h.account_id, h.expires_at, h.hold_id;
+
+-- refundables --
+-- Transactions by their ids, with what was refunded of them. An id begins with the time of its row:
+-- the bounds on created_at leave one partition.
+SELECT t.transaction_id, t.account_id, t.shard, t.kind, t.amount AS taken, coalesce(r.refunded, 0) AS refunded
+FROM unnest($1::transaction_place[], $2::timestamptz[]) AS wanted (shard, transaction_id, written_at)
+JOIN credit_transactions AS t
+    ON t.transaction_id = wanted.transaction_id AND t.shard = wanted.shard
+    AND t.created_at >= wanted.written_at AND t.created_at < wanted.written_at + interval '1 millisecond'
+LEFT JOIN refunds AS r ON r.shard = wanted.shard AND r.transaction_id = wanted.transaction_id;
+
+-- hold --
+-- One hold.
+SELECT
+    h.hold_id, h.account_id, h.shard, h.amount, h.captured, h.released, h.allowance, h.overrun, h.state,
+    h.expires_at, h.created_at, a.tenant_id
+FROM holds AS h
+JOIN accounts AS a ON a.shard = h.shard AND a.account_id = h.account_id
+WHERE h.shard = $1 AND h.hold_id = $2;
+
+-- account_holds --
+-- A page of an account's open holds after an id, oldest first.
+SELECT
+    hold_id, account_id, shard, amount, captured, released, allowance, overrun, state, expires_at, created_at
+FROM holds
+WHERE shard = $1 AND account_id = $2 AND state = 'open' AND hold_id > $3
+ORDER BY hold_id
+LIMIT $4;
+
+-- transaction --
+-- One transaction by its id, with its account's tenant.
+SELECT
+    t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
+    t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
+    t.reference_id, t.freed, t.expires_at, t.allowance, t.payment, a.tenant_id
+FROM credit_transactions AS t
+JOIN accounts AS a ON a.shard = t.shard AND a.account_id = t.account_id
+WHERE t.transaction_id = $2 AND t.shard = $1
+    AND t.created_at >= $3 AND t.created_at < $3::timestamptz + interval '1 millisecond';
+
+-- due_accounts --
+-- Accounts with holds whose time is over, for the sweeper; the longest overdue first.
+SELECT h.account_id, h.shard
+FROM holds AS h
+WHERE h.state = 'open' AND h.expires_at <= clock_timestamp()
+GROUP BY h.account_id, h.shard
+ORDER BY min(h.expires_at)
+LIMIT $1;
 
 -- lock_accounts --
 -- Takes the row locks of a batch in sorted order: whoever holds them cannot lose the race.
@@ -29,19 +109,25 @@ FOR UPDATE OF a;
 -- commit --
 -- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
 -- and idempotency keys together or, for an account that moved meanwhile, not at all. Returns who landed.
--- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time.
+-- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
+-- $6 refunds in their final state.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
 WITH moved AS (
     UPDATE accounts AS a
-    SET balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash
-    FROM unnest($1::moved_account[]) AS s
+    SET
+        balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
+        next_expiry = s.next_expiry
+    FROM unnest($1::settled_account[]) AS s
     WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected
     RETURNING a.account_id
 ),
 opened AS (
-    INSERT INTO accounts (shard, account_id, tenant_id, balance, reserved, version, head_hash, created_at)
-    SELECT o.shard, o.account_id, o.tenant_id, o.balance, o.reserved, o.version, o.head_hash, $4
-    FROM unnest($2::opened_account[]) AS o
+    INSERT INTO accounts (
+        shard, account_id, tenant_id, balance, reserved, version, head_hash, next_expiry, created_at
+    )
+    SELECT
+        o.shard, o.account_id, o.tenant_id, o.balance, o.reserved, o.version, o.head_hash, o.next_expiry, $4
+    FROM unnest($2::started_account[]) AS o
     ON CONFLICT DO NOTHING
     RETURNING account_id
 ),
@@ -52,23 +138,45 @@ landed AS (
 ),
 accepted AS MATERIALIZED (
     SELECT t.*
-    FROM unnest($3::accepted_transaction[]) AS t
+    FROM unnest($3::written_transaction[]) AS t
     WHERE (t.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
 ),
 written AS (
     INSERT INTO credit_transactions (
-        shard, account_id, transaction_id, kind, amount, balance, reserved,
-        sequence, fingerprint, hash, description, metadata, created_at
+        shard, account_id, transaction_id, kind, amount, balance, reserved, sequence, fingerprint, hash,
+        description, metadata, created_at, reference_id, freed, expires_at, allowance, payment
     )
     SELECT
-        shard, account_id, transaction_id, kind, amount, balance, reserved,
-        sequence, fingerprint, hash, description, metadata::json, $4
+        shard, account_id, transaction_id, kind, amount, balance, reserved, sequence, fingerprint, hash,
+        description, metadata::json, $4, reference_id, freed, expires_at, allowance, payment::json
     FROM accepted
 ),
 kept AS (
     INSERT INTO idempotency_keys (shard, account_id, key_tag, key_hash, sequence, created_at)
     SELECT shard, account_id, key_tag, key_hash, sequence, $4
     FROM accepted
+    WHERE key_hash IS NOT NULL
+),
+held AS (
+    INSERT INTO holds AS h (
+        shard, hold_id, account_id, amount, captured, released, allowance, overrun, state, expires_at, created_at
+    )
+    SELECT
+        n.shard, n.hold_id, n.account_id, n.amount, n.captured, n.released, n.allowance, n.overrun, n.state,
+        n.expires_at, n.created_at
+    FROM unnest($5::written_hold[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT (shard, hold_id) DO UPDATE
+    SET
+        amount = excluded.amount, captured = excluded.captured, released = excluded.released,
+        overrun = excluded.overrun, state = excluded.state, expires_at = excluded.expires_at
+),
+refunded AS (
+    INSERT INTO refunds (shard, transaction_id, account_id, taken, refunded)
+    SELECT n.shard, n.transaction_id, n.account_id, n.taken, n.refunded
+    FROM unnest($6::written_refund[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT (shard, transaction_id) DO UPDATE SET refunded = excluded.refunded
 )
 SELECT account_id FROM landed;
 
@@ -76,7 +184,8 @@ SELECT account_id FROM landed;
 -- The transactions that known keys made: the first answers, to be given again.
 SELECT
     t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
-    t.fingerprint, t.hash, t.created_at, t.description, t.metadata
+    t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
+    t.reference_id, t.freed, t.expires_at, t.allowance, t.payment
 FROM unnest($1::smallint[], $2::text[], $3::bigint[], $4::timestamptz[])
     AS wanted (shard, account_id, sequence, created_at)
 JOIN credit_transactions AS t
@@ -85,7 +194,7 @@ JOIN credit_transactions AS t
 
 -- account --
 -- One account as it stands.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
 FROM accounts
 WHERE shard = $1 AND account_id = $2;
 
@@ -93,7 +202,7 @@ WHERE shard = $1 AND account_id = $2;
 -- A page of an account's transactions after a sequence, oldest first.
 SELECT
     transaction_id, account_id, shard, kind, amount, balance, reserved, sequence,
-    fingerprint, hash, created_at, description, metadata
+    fingerprint, hash, created_at, description, metadata, reference_id, freed, expires_at, allowance, payment
 FROM credit_transactions
 WHERE shard = $1 AND account_id = $2 AND sequence > $3
 ORDER BY sequence
@@ -101,7 +210,7 @@ LIMIT $4;
 
 -- accounts_after --
 -- A page of accounts in key order, for verification.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
 FROM accounts
 WHERE (shard, account_id) > ($1::smallint, $2::text)
 ORDER BY shard, account_id
@@ -111,10 +220,66 @@ LIMIT $3;
 -- All transactions of one account, oldest first; read through a cursor.
 SELECT
     transaction_id, account_id, shard, kind, amount, balance, reserved, sequence,
-    fingerprint, hash, created_at, description, metadata
+    fingerprint, hash, created_at, description, metadata, reference_id, freed, expires_at, allowance, payment
 FROM credit_transactions
 WHERE shard = $1 AND account_id = $2
 ORDER BY sequence, created_at;
+
+-- accounts_with_side_rows --
+-- Which of these accounts have holds or refunds at all.
+SELECT wanted.account_id
+FROM unnest($1::account_place[]) AS wanted
+WHERE EXISTS (SELECT FROM holds AS h WHERE h.shard = wanted.shard AND h.account_id = wanted.account_id)
+    OR EXISTS (SELECT FROM refunds AS r WHERE r.shard = wanted.shard AND r.account_id = wanted.account_id);
+
+-- held_by_account --
+-- What an account's holds say of themselves and what its transactions say of them, where these differ;
+-- one row for each hold that is wrong, missing or surplus.
+SELECT coalesce(h.hold_id, said.hold_id) AS hold_id
+FROM (
+    SELECT hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance, expires_at, state
+    FROM holds
+    WHERE shard = $1 AND account_id = $2
+) AS h
+FULL JOIN (
+    SELECT
+        coalesce(reference_id, transaction_id) AS hold_id,
+        sum(amount) FILTER (WHERE kind IN ('hold', 'extend'))::bigint AS amount,
+        coalesce(sum(freed), 0)::bigint AS gone,
+        coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)::bigint AS taken,
+        max(allowance) AS allowance,
+        (array_agg(expires_at ORDER BY sequence DESC) FILTER (WHERE expires_at IS NOT NULL))[1] AS expires_at,
+        bool_or(kind = 'expire') AS is_expired
+    FROM credit_transactions
+    WHERE shard = $1 AND account_id = $2 AND kind IN ('hold', 'capture', 'release', 'extend', 'expire')
+    GROUP BY 1
+) AS said ON said.hold_id = h.hold_id
+WHERE (h.amount, h.gone, h.taken, h.allowance, h.expires_at, h.state) IS DISTINCT FROM (
+    said.amount, said.gone, said.taken, said.allowance, said.expires_at,
+    CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
+)
+ORDER BY 1
+LIMIT $3;
+
+-- refunded_by_account --
+-- As above for refunds: the refunded transactions of an account whose sums differ from the refunds' own.
+SELECT coalesce(r.transaction_id, said.reference_id) AS transaction_id
+FROM (SELECT transaction_id, taken, refunded FROM refunds WHERE shard = $1 AND account_id = $2) AS r
+FULL JOIN (
+    SELECT given.reference_id, max(taken.amount) AS taken, given.refunded
+    FROM (
+        SELECT reference_id, sum(amount)::bigint AS refunded
+        FROM credit_transactions
+        WHERE shard = $1 AND account_id = $2 AND kind = 'refund'
+        GROUP BY reference_id
+    ) AS given
+    LEFT JOIN credit_transactions AS taken
+        ON taken.transaction_id = given.reference_id AND taken.shard = $1 AND taken.account_id = $2
+    GROUP BY given.reference_id, given.refunded
+) AS said ON said.reference_id = r.transaction_id
+WHERE (r.taken, r.refunded) IS DISTINCT FROM (said.taken, said.refunded)
+ORDER BY 1
+LIMIT $3;
 
 -- create_partitions --
 -- Makes the partitions for now and the time ahead; returns how many were missing.
@@ -250,14 +415,6 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS t ON true
 ORDER BY l.position;
-
--- transaction_by_id --
--- One transaction; $3 and $4 are the millisecond inside its id, which leaves one partition.
-SELECT
-    transaction_id, account_id, shard, kind, amount, balance, reserved, sequence,
-    fingerprint, hash, created_at, description, metadata
-FROM credit_transactions
-WHERE transaction_id = $1 AND shard = $2 AND created_at >= $3 AND created_at < $4;
 
 -- hash_at --
 -- The hash of one transaction.

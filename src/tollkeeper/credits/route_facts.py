@@ -1,0 +1,95 @@
+"""What the routes of the ledger say of themselves alike: parameters, pages, money writes."""
+
+import msgspec
+from litestar.openapi.spec import Parameter, Schema
+from litestar.openapi.spec.enums import OpenAPIType
+
+from tollkeeper.credits import errors, requests
+from tollkeeper.kernel.principal import Scope
+from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
+from tollkeeper.web.idempotency import MAX_KEY_LENGTH
+from tollkeeper.web.openapi import Answer, Body, RouteFacts
+
+PAGE_DEFAULT = 100
+"""Rows in a page that does not ask for another number."""
+
+PAGE_LIMIT = 1_000
+"""Most rows in one page."""
+
+ACCOUNT_ID = Parameter(
+    name="account_id",
+    param_in="path",
+    required=True,
+    description=requests.ID_RULE,
+    schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
+    example="acme-prod",
+)
+AFTER = Parameter(
+    name="after",
+    param_in="query",
+    required=False,
+    description="`next` of the page before; left out: from the start",
+    schema=Schema(type=OpenAPIType.STRING, pattern="^[0-9]{1,19}$"),
+)
+LIMIT = Parameter(
+    name="limit",
+    param_in="query",
+    required=False,
+    description="transactions in the page",
+    schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=PAGE_LIMIT, default=PAGE_DEFAULT),
+    example=10,
+)
+_REPLAYED_HEADER: dict[str, dict[str, object]] = {
+    "Idempotent-Replayed": {
+        "description": "present when the key was known: this is the first time's answer",
+        "schema": {"type": "string", "const": "true"},
+    }
+}
+
+
+def _key_header(example: str) -> Parameter:
+    return Parameter(
+        name="Idempotency-Key",
+        param_in="header",
+        required=True,
+        description="names this request on this account; visible ASCII, a UUIDv7 is best. "
+        "Send the same key again when no answer came",
+        schema=Schema(
+            type=OpenAPIType.STRING,
+            pattern=requests.KEY_PATTERN,
+            min_length=1,
+            max_length=MAX_KEY_LENGTH,
+        ),
+        example=example,
+    )
+
+
+def written(  # keyword-only: what a money write's route says
+    summary: str,
+    key: str,
+    body: Body,
+    *,
+    place: Parameter,
+    view: type[msgspec.Struct],
+    problems: tuple[type[errors.Refusal], ...],
+    tag: str = "transactions",
+) -> RouteFacts:
+    """Return what the document says of a money write; `place` is the parameter in its path."""
+    return RouteFacts(
+        summary=summary,
+        tag=tag,
+        scope=Scope.CREDITS_WRITE,
+        parameters=(place, _key_header(key)),
+        body=body,
+        answers={
+            201: Answer(
+                description="done: the transaction, and the account's state after it",
+                view=view,
+                headers=_REPLAYED_HEADER,
+            )
+        },
+        problems=(
+            errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid, errors.KeyReused,
+            errors.KeyExpired, *problems,
+        ),
+    )  # fmt: skip

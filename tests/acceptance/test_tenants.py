@@ -1,0 +1,372 @@
+"""Keys of two tenants crossed over every route of the OpenAPI document, and every scope left out.
+
+The document says which routes there are, which scope each needs and what a request of it looks
+like; nothing of that is repeated here. For each operation tenant A gets objects of its own, a key
+of tenant B asks for them, and nothing of A may be seen or changed; then A's own key asks the same
+and is answered, so the request was a good one.
+
+A new route is walked by itself. It fails the test until `CROSSED` says what the other tenant is
+answered, and, if its request names a new kind of object, until `Ledger.world` makes one.
+"""
+
+import asyncio
+import copy
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import quote
+
+import asyncpg
+import httpx
+import pytest
+from tests.acceptance.conftest import Service, running_service
+from tests.conftest import Databases
+
+from tollkeeper.kernel.principal import Scope
+
+CROSSED = {
+    "open_account": 400, "read_account": 404, "top_up": 404, "consume": 404, "read_history": 404,
+    "batch": 400, "verify": 404, "create_key": 400, "list_keys": 200, "rotate_key": 404,
+    "revoke_key": 404, "list_key_events": 200, "hold": 404, "list_holds": 404, "read_hold": 404,
+    "capture": 404, "extend": 404, "release": 404, "read_transaction": 404, "refund": 404,
+}  # fmt: skip
+"""What another tenant's key is answered, by operation."""
+
+ITEMS_CROSSED = {
+    "batch": {
+        "open": 400, "topup": 404, "consume": 404, "hold": 404, "capture": 404, "extend": 404,
+        "release": 404, "refund": 404,
+    }
+}  # fmt: skip
+"""The same for each item of a body that has a list of them, alone: the request's or the item's."""
+
+MORE_ITEMS: Mapping[str, list[dict[str, object]]] = {
+    "batch": [
+        {"op": "hold", "account_id": "", "idempotency_key": "m1", "amount": 5},
+        {"op": "capture", "account_id": "", "idempotency_key": "m2", "hold_id": "", "amount": 1},
+        {"op": "extend", "account_id": "", "idempotency_key": "m3", "hold_id": "", "amount": 1},
+        {"op": "refund", "account_id": "", "idempotency_key": "m4", "transaction_id": ""},
+        {"op": "release", "account_id": "", "idempotency_key": "m5", "hold_id": ""},
+    ]
+}
+"""Items that the document's examples leave out, as their ids are the reader's own."""
+
+CONTEXT_IDS = frozenset({"idempotency_key"})
+"""Members of a request that name no object."""
+
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation of the document."""
+
+    name: str
+    method: str
+    path: str
+    scope: str
+    parameters: tuple[Mapping[str, object], ...]
+    body: object
+    needs_body: bool
+
+
+@dataclass(frozen=True)
+class World:
+    """Objects of one tenant; `marks` stand in what is the tenant's and in no request."""
+
+    tenant: str
+    objects: Mapping[str, str]
+    token: str
+    marks: tuple[str, ...] = field(default=())
+
+
+class Ledger:
+    """A running service with its databases, and an administrator's key."""
+
+    def __init__(self, service: Service, dsns: tuple[str, str]) -> None:
+        self.service = service
+        self._dsns = dsns
+        self.http = httpx.Client(base_url=service.url, timeout=20)
+
+    def post(self, path: str, body: object, **headers: str) -> dict[str, str]:
+        """Do something as the administrator."""
+        sent = {"Authorization": f"Bearer {self.service.api_key}", **headers}
+        answer = self.http.post(path, json=body, headers=sent)
+        assert answer.is_success, answer.text
+        found: dict[str, str] = answer.json()
+        return found
+
+    def key(self, scopes: list[str], tenant: str | None) -> dict[str, str]:
+        """Make a key."""
+        body = {"name": f"mark-{next(_numbers)}", "scopes": scopes, "tenant_id": tenant}
+        return self.post("/v1/keys", body)
+
+    def world(self) -> World:
+        """Make a tenant with one object of each kind."""
+        number = next(_numbers)
+        tenant, account, mark = f"tenant-{number}", f"account-{number}", f"mark-{number}"
+        self.post("/v1/accounts", {"account_id": account, "tenant_id": tenant})
+        moved = self.post(
+            f"/v1/accounts/{account}/topups",
+            {"amount": 1_000_000 + number, "description": mark, "metadata": {"m": mark}},
+            **{"Idempotency-Key": mark},
+        )
+        spent = self.post(
+            f"/v1/accounts/{account}/consumptions", {"amount": 300}, **{"Idempotency-Key": "spent"}
+        )
+        held = self.post(
+            f"/v1/accounts/{account}/holds", {"amount": 500}, **{"Idempotency-Key": "held"}
+        )
+        key, own = self.key(["credits:read"], tenant), self.key([*Scope], tenant)
+        return World(
+            tenant=tenant,
+            objects={
+                "account_id": account,
+                "tenant_id": tenant,
+                "key_id": key["key_id"],
+                "transaction_id": spent["transaction_id"],
+                "hold_id": held["hold_id"],
+            },
+            token=own["token"],
+            marks=(mark, str(1_000_000 + number), moved["hash"], key["name"], own["name"]),
+        )
+
+    def rows_of(self, world: World) -> list[str]:
+        """Return every row of every table that names an object of the tenant."""
+        return asyncio.run(_rows(self._dsns, tuple(world.objects.values())))
+
+
+@pytest.fixture(scope="module")
+def ledger(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ledger]:
+    with (
+        databases.fresh("credits") as credits_dsn,
+        databases.fresh("access") as access_dsn,
+        running_service(credits_dsn, access_dsn, tmp_path_factory.mktemp("tenants")) as service,
+    ):
+        ledger = Ledger(service, (credits_dsn, access_dsn))
+        with ledger.http:
+            yield ledger
+
+
+@pytest.fixture(scope="module")
+def operations(ledger: Ledger) -> list[Operation]:
+    """Every operation that needs a key."""
+    document = ledger.http.get("/schema/openapi.json").json()
+    found = []
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            scopes = [scope for need in operation["security"] for scope in need["key"]]
+            if not scopes:
+                continue
+            request = operation.get("requestBody")
+            (content,) = request["content"].values() if request else ({},)
+            found.append(
+                Operation(
+                    name=operation["operationId"],
+                    method=method.upper(),
+                    path=path,
+                    scope=scopes[0],
+                    parameters=tuple(operation.get("parameters", ())),
+                    body=content.get("example"),
+                    needs_body=bool(request and request["required"]),
+                )
+            )
+    return found
+
+
+def test_every_route_with_a_key_is_described(operations: list[Operation]) -> None:
+    assert set(CROSSED) == {operation.name for operation in operations}
+
+
+def test_another_tenants_key_sees_and_changes_nothing(
+    ledger: Ledger, operations: list[Operation]
+) -> None:
+    other = ledger.world()
+    answered = {}
+    for operation in operations:
+        world = ledger.world()
+        answers = crossed(ledger, operation, world, other=other, bodies=bodies_of(operation, world))
+        answered[operation.name] = answers[0].status_code
+
+    assert CROSSED == answered
+
+
+def test_nor_through_an_item_of_a_batch(ledger: Ledger, operations: list[Operation]) -> None:
+    other = ledger.world()
+    answered: dict[str, dict[str, int]] = {}
+    for operation in operations:
+        for member, items in lists_of(operation.body):
+            for item in [*items, *MORE_ITEMS.get(operation.name, ())]:
+                world = ledger.world()
+                body = named(world, {member: [item]})
+                (answer,) = crossed(ledger, operation, world, other=other, bodies=[body])
+                alone = answer.json()["results"][0]["status"] if answer.is_success else None
+                answered.setdefault(operation.name, {})[str(item["op"])] = (
+                    alone or answer.status_code
+                )
+
+    assert ITEMS_CROSSED == answered
+
+
+def test_a_key_without_the_scope_is_refused_everywhere(
+    ledger: Ledger, operations: list[Operation]
+) -> None:
+    """Whatever else it may do, also for its own tenant's objects, and without a change."""
+    world = ledger.world()
+    others = {
+        scope: ledger.key(
+            [each for each in Scope if each not in {scope, Scope.ADMIN}], world.tenant
+        )
+        for scope in Scope
+    }
+    before = ledger.rows_of(world)
+    for operation in operations:
+        for body in bodies_of(operation, world):
+            refused = ask(
+                ledger, operation, world, token=others[Scope(operation.scope)]["token"], body=body
+            )
+            assert (403, operation.scope) == (refused.status_code, refused.json().get("needed")), (
+                operation.name
+            )
+            assert_unseen(refused, world)
+
+    assert before == ledger.rows_of(world)
+
+
+def test_without_a_key_every_route_is_closed(ledger: Ledger, operations: list[Operation]) -> None:
+    world = ledger.world()
+    before = ledger.rows_of(world)
+    for operation in operations:
+        for token in (None, "tk_wrong"):
+            refused = ask(ledger, operation, world, token=token, body=operation.body)
+            assert 401 == refused.status_code, operation.name
+
+    assert before == ledger.rows_of(world)
+
+
+def crossed(
+    ledger: Ledger, operation: Operation, world: World, *, other: World, bodies: list[object]
+) -> list[httpx.Response]:
+    """Ask for a tenant's objects with another's key, then with its own; return what other got."""
+    before = ledger.rows_of(world)
+    answers = [ask(ledger, operation, world, token=other.token, body=body) for body in bodies]
+    for answer in answers:
+        assert_unseen(answer, world)
+    assert before == ledger.rows_of(world), f"{operation.name} changed what is another tenant's"
+    own = ask(ledger, operation, world, token=world.token, body=bodies[0])
+    assert own.is_success, f"{operation.name} as its owner: {own.text}"
+    for result in own.json().get("results", ()):
+        assert result["status"] < 300, f"{operation.name} as its owner: {own.text}"
+    return answers
+
+
+def assert_unseen(answer: httpx.Response, world: World) -> None:
+    said = f"{answer.headers} {answer.text}"
+    assert [] == [mark for mark in world.marks if re.search(rf"\b{re.escape(mark)}\b", said)]
+    if answer.is_success and "results" not in answer.json():
+        assert [] == [name for name in world.objects.values() if f'"{name}"' in said]
+
+
+def ask(
+    ledger: Ledger, operation: Operation, world: World, *, token: str | None, body: object
+) -> httpx.Response:
+    """Send the request that the document describes, for the objects of a world."""
+    path, query, headers = operation.path, {}, {}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    for parameter in operation.parameters:
+        name, example = str(parameter["name"]), parameter.get("example")
+        match parameter["in"]:
+            case "path":
+                path = path.replace(f"{{{name}}}", quote(object_of(world, name), safe=""))
+            case "header":
+                headers[name] = f"{example}-{next(_numbers)}"
+            case _ if example is not None:
+                query[name] = str(example)
+    assert "{" not in path, f"{path} names what its parameters do not"
+    content = None if body is None else json.dumps(body)
+    return ledger.http.request(
+        operation.method, path, params=query, headers=headers, content=content
+    )
+
+
+def bodies_of(operation: Operation, world: World) -> list[object]:
+    """Return the example for a world's objects; and no body, where none is needed."""
+    bodies = [named(world, operation.body)]
+    if operation.body is not None and not operation.needs_body:
+        bodies.append(None)
+    return bodies
+
+
+def named(world: World, example: object) -> object:
+    """Return an example body with the objects of a world in it, at any depth."""
+    if isinstance(example, list):
+        return [named(world, item) for item in example]
+    if not isinstance(example, dict):
+        return example
+    found = copy.copy(example)
+    for name, value in example.items():
+        if name in CONTEXT_IDS:
+            found[name] = f"{value}-{next(_numbers)}"
+        elif name.endswith("_id"):
+            found[name] = object_of(world, name)
+        elif name != "metadata":
+            found[name] = named(world, value)
+    return found
+
+
+def object_of(world: World, name: str) -> str:
+    assert name in world.objects, f"no object for {name}: let Ledger.world make one"
+    return world.objects[name]
+
+
+def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:
+    """Return the members of a body that are lists of objects."""
+    members = body.items() if isinstance(body, dict) else ()
+    return [
+        (name, value)
+        for name, value in members
+        if isinstance(value, list) and all(isinstance(item, dict) for item in value)
+    ]
+
+
+async def _rows(dsns: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
+    """Read all tables, so that a new one is looked at too; when keys were used is no secret."""
+    rows: list[str] = []
+    for dsn in dsns:
+        connection = await asyncpg.connect(dsn)
+        try:
+            tables = await connection.fetch(
+                "SELECT quote_ident(relname) FROM pg_class WHERE relkind IN ('r', 'p')"
+                " AND NOT relispartition AND relnamespace = 'public'::regnamespace"
+                " AND relname <> 'api_key_uses' ORDER BY relname"
+            )
+            for (table,) in tables:
+                texts = await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")
+                rows += [
+                    f"{table} {text}"
+                    for (text,) in texts
+                    if any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
+                ]
+        finally:
+            await connection.close()
+    return rows
+
+
+def test_the_walk_would_notice(ledger: Ledger) -> None:
+    """Rows of each kind are found, and a mark in an answer is."""
+    world = ledger.world()
+    tables = {row.split()[0] for row in ledger.rows_of(world)}
+    assert {"accounts", "credit_transactions", "api_keys", "api_key_events"} <= tables
+    history = ledger.http.get(
+        f"/v1/accounts/{world.objects['account_id']}/transactions",
+        headers={"Authorization": f"Bearer {world.token}"},
+    )
+    with pytest.raises(AssertionError):
+        assert_unseen(history, world)
+
+
+def test_all_the_scopes_there_are_occur(operations: list[Operation]) -> None:
+    assert set(Scope) == {operation.scope for operation in operations}
