@@ -145,7 +145,7 @@ class Checkpointer:
 
     async def _publish_to_file(self) -> None:
         assert self._file is not None
-        file = CheckpointFile(self._file)
+        file = CheckpointFile(self._file, self._key.name)
         await asyncio.to_thread(file.__enter__)
         try:
             if not file.is_ours:

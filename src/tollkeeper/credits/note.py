@@ -231,6 +231,9 @@ def _encode(value: bytes) -> str:
 
 def _decode(text: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
+        value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise NoteInvalid(problem="not base64") from error
+    if _encode(value) != text:  # bits that nothing says: two notes would be one
+        raise NoteInvalid(problem="not base64 as it is written")
+    return value

@@ -29,11 +29,13 @@ _END: Final = b"\n\n"
 class CheckpointFile:
     """A file of notes, locked for one writer; use it as a context manager.
 
-    `is_ours` is False while another process writes: then nothing may be asked of it.
+    `is_ours` is False while another process writes: then nothing may be asked of it. `origin` is
+    the first line of the notes that go here: nothing else is ever taken for a torn first note.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, origin: str) -> None:
         self._path = path
+        self._first_line = f"{origin}\n".encode()
         self._descriptor = -1
         self.is_ours = False
         self.mended_bytes = 0
@@ -78,8 +80,8 @@ class CheckpointFile:
             start = max(0, size - 2 * NOTE_LIMIT_BYTES)
             tail = os.pread(self._descriptor, size - start, start)
             note, torn = _last_in(tail)
-            if note is None and start > 0:
-                raise self._refused("its end holds no note")
+            if note is None and not self._is_first_note_torn(tail):
+                raise self._refused("it holds something else than notes")
             if torn:
                 os.ftruncate(self._descriptor, size - torn)
                 os.fsync(self._descriptor)
@@ -103,6 +105,11 @@ class CheckpointFile:
             os.fsync(self._descriptor)
         except OSError as error:
             raise self._failed(error) from error
+
+    def _is_first_note_torn(self, content: bytes) -> bool:
+        begun = content[: len(self._first_line)]
+        # Zeros: the file had grown when the power went, its content was not there yet.
+        return self._first_line.startswith(begun.rstrip(b"\0")) and len(content) < NOTE_LIMIT_BYTES
 
     def _sync_directory(self) -> None:
         directory = os.open(self._path.parent, os.O_RDONLY)
