@@ -124,7 +124,7 @@ class Target(http.server.BaseHTTPRequestHandler):
     status = 201
     taken: list[tuple[str, str, str]]
 
-    def do_POST(self) -> None:  # noqa: N802  # the name is the standard library's
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         number, key = self.headers["Tollkeeper-Checkpoint"], self.headers["Idempotency-Key"]
         type(self).taken.append((number, key, body))
