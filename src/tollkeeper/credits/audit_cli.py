@@ -23,7 +23,7 @@ __all__ = ["app", "checkpoints_app"]
 FAULTS_EXIT = 4
 """Exit code of `verify` when it found faults."""
 
-PUBLISHING_S = 5
+PUBLISHING_S = 3
 """Seconds that a checkpoint which was made just now may take to reach the file."""
 
 LIST_DEFAULT = 50

@@ -146,18 +146,22 @@ async def test_rows_that_are_gone_below_an_account_that_stands_are_named(
 STATEMENTS = [
     ("tree", "UPDATE checkpoint_leaves SET balance = 9 WHERE position = 0"),
     ("tree", "DELETE FROM checkpoint_leaves WHERE account_id = 'bob'"),
-    (
-        "tree",
-        "INSERT INTO checkpoint_leaves SELECT 9, 1, 3, 0, 0, shard, 'dan', tenant_id, head_hash"
-        " FROM checkpoint_leaves WHERE account_id = 'cleo'",
-    ),
+    ("tree", "UPDATE checkpoint_leaves SET position = 1 - position WHERE checkpoint = 1"),
     ("checkpoint", "DELETE FROM checkpoints WHERE number = 2"),
     ("checkpoint", "DELETE FROM checkpoints WHERE number = 3"),
     ("checkpoint", "UPDATE checkpoints SET note = replace(note, 'number 2', 'number 9')"),
 ]
 
 
-@pytest.mark.parametrize("case", STATEMENTS)
+ADDED = """
+INSERT INTO checkpoint_leaves (
+    sequence, checkpoint, position, balance, reserved, shard, account_id, tenant_id, head_hash
+)
+SELECT 9, 1, 3, 0, 0, shard, 'dan', tenant_id, head_hash FROM accounts WHERE account_id = 'cleo'
+"""
+
+
+@pytest.mark.parametrize("case", [*STATEMENTS, ("tree", ADDED)])
 async def test_checkpoints_that_were_changed_in_the_database_are_found(
     ledger: Ledger, owner: Connection, notes: list[str], case: tuple[str, str]
 ) -> None:
