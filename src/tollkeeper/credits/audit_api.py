@@ -12,7 +12,7 @@ from tollkeeper.credits import errors, requests
 from tollkeeper.credits.api import AnyRequest, answer, whole_number
 from tollkeeper.credits.audit_messages import CheckpointPage, LeafPage, LinkPage, ProofView
 from tollkeeper.credits.auditor import CHECKPOINTS_LIMIT, LEAVES_LIMIT, LINKS_LIMIT, Auditor
-from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, PAGE_DEFAULT
+from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, EXAMPLE_ID, PAGE_DEFAULT
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.answer import JsonAnswer
@@ -102,7 +102,7 @@ _TRANSACTION_ID = Parameter(
     required=True,
     description="a UUIDv7",
     schema=Schema(type=OpenAPIType.STRING, pattern=requests.UUID7_PATTERN),
-    example="01a20bde-8028-76e8-8fa8-1bc6b37ddf49",
+    example=EXAMPLE_ID,
 )
 
 
