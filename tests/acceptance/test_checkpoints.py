@@ -254,6 +254,27 @@ def test_a_proof_is_checked_by_the_script_of_the_guide(audited: Audited, tmp_pat
         assert 0 != check(script, changed, public).returncode, changed
 
 
+def test_a_proof_has_every_link_however_many_there_are(audited: Audited, tmp_path: Path) -> None:
+    first = audited.topup("ann", 1)
+    operations = [
+        {"op": "topup", "account_id": "ann", "idempotency_key": f"more-{number}", "amount": 1}
+        for number in range(2_100)
+    ]
+    answer = httpx.post(
+        f"{audited.service.url}/v1/batch",
+        json={"operations": operations},
+        headers={"Authorization": f"Bearer {audited.service.api_key}"},
+        timeout=60,
+    )
+    audited.make()
+    proof = audited.service.run("credits", "prove", first, "--json").json()
+    checked = check(script_of_the_guide(tmp_path), proof, audited.key.with_suffix(".pub"))
+
+    assert 200 == answer.status_code
+    assert list(range(2, 2_102)) == [link["sequence"] for link in proof["links"]]  # type: ignore[attr-defined]  # a list
+    assert 0 == checked.returncode, checked.stderr
+
+
 def mutations(proof: dict[str, object]) -> Iterator[dict[str, object]]:
     """Yield proofs with one thing changed."""
     text = json.dumps(proof)

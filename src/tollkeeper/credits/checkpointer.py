@@ -33,6 +33,10 @@ from tollkeeper.kernel.clock import Clock
 NOTES_PAGE: Final = 100
 """Notes that are read, and written to a file with one sync, at a time."""
 
+SENT_A_ROUND: Final = 1_000
+"""Notes that a target is sent in one round: a new one gets a long chain without holding up the next
+checkpoint for hours."""
+
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper checkpoints",
     # All accounts are compared with all marks: a hash join, whatever is known of the tables. One
@@ -191,10 +195,10 @@ class Checkpointer:
             self._pool.connection() as connection,
             self._store.publication_lock(connection, target.digest) as held,
         ):
-            after = await self._store.published_up_to(connection, target.digest) if held else 0
-            while held and (page := await self._store.after(connection, after, NOTES_PAGE)):
-                for kept in page:
-                    await target.send(kept.number, kept.note)
-                    await self._store.published(connection, target.digest, kept.number)
-                    self._metrics.published("http", 1)
-                    after = kept.number
+            if not held:
+                return
+            after = await self._store.published_up_to(connection, target.digest)
+            for kept in await self._store.after(connection, after, SENT_A_ROUND):
+                await target.send(kept.number, kept.note)
+                await self._store.published(connection, target.digest, kept.number)
+                self._metrics.published("http", 1)
