@@ -264,7 +264,7 @@ def worker(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One round, then end.")] = False,
 ) -> None:
-    """Run the periodic jobs: partitions ahead, expired idempotency keys dropped."""
+    """Run the periodic jobs: partitions, expired keys and holds, signed checkpoints."""
     from tollkeeper.worker import run_worker
 
     run_worker(_face(context).settings(), once=once)

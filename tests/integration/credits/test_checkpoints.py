@@ -20,6 +20,7 @@ from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.errors import PublicationFailed
 from tollkeeper.credits.note import make_key, open_note
+from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
@@ -345,6 +346,39 @@ async def test_a_target_gets_every_note_in_order_once_it_takes_them(
         "credits_checkpoint_publications_total", {"target": "http", "result": "failed"}
     )
     assert 4 == value("credits_checkpoint_publications_total", {"target": "file", "result": "ok"})
+
+
+async def test_a_torn_note_is_mended_by_the_next_round(
+    ledger: Ledger, owner: Connection, credits_dsn: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "notes"
+    async with running_maker(credits_dsn, file=file) as maker:
+        for amount in (1, 2, 3):
+            await ledger.execute(opening("ann"), topup("ann", amount))
+            await maker.round()
+            file.write_bytes(file.read_bytes()[:-7])
+        await maker.round()
+
+    assert await notes_in_table(owner) == notes_of(file)
+    assert 3 == len(notes_of(file))
+
+
+async def test_one_at_a_time_publishes_to_a_target(
+    ledger: Ledger, owner: Connection, credits_dsn: str
+) -> None:
+    await ledger.open_with(1, "ann")
+    with running_target() as (url, kind):
+        target = HttpTarget(url)
+        async with running_maker(credits_dsn, url=url) as maker:
+            async with CheckpointStore().publication_lock(owner, target.digest) as held:
+                assert held
+                await maker.round()
+                while_held = list(kind.taken)
+            await maker.round()
+        await target.close()
+
+    assert [] == while_held
+    assert ["1"] == [number for number, _, _ in kind.taken]
 
 
 async def test_the_rounds_are_counted(ledger: Ledger, owner: Connection, credits_dsn: str) -> None:
