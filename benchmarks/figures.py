@@ -65,7 +65,7 @@ def _wanted(figure: Figure) -> str:
 
 
 def _value(value: float, unit: str) -> str:
-    if unit in {"x", "s", "ms"}:
+    if unit in {"x", "s", "ms", "%"}:
         return f"{value:,.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
     return f"{value:,.0f}{unit}"
 

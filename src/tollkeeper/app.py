@@ -26,6 +26,7 @@ from tollkeeper.access.api import KeysApi
 from tollkeeper.config import Settings
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
+from tollkeeper.credits.audit_api import AuditApi
 from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import ConfigurationError
@@ -153,7 +154,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     holds = HoldsApi(
         runtime.credits, clock=runtime.clock, entropy=runtime.entropy, problems=PROBLEMS
     )
-    handlers = [*api.routes(), *holds.routes(), *keys.routes(), health, ready, metrics]
+    audit = AuditApi(runtime.auditor, problems=PROBLEMS)
+    routes = [*api.routes(), *holds.routes(), *audit.routes(), *keys.routes()]
+    handlers = [*routes, health, ready, metrics]
     application = Litestar(
         route_handlers=handlers,
         exception_handlers=exception_handlers(PROBLEMS),

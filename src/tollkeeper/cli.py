@@ -18,6 +18,7 @@ import typer
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import Settings, read_settings
+from tollkeeper.credits.audit_cli import checkpoints_app
 from tollkeeper.credits.hold_cli import app as credits_app
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
@@ -61,6 +62,7 @@ app = typer.Typer(
 db_app = typer.Typer(help="The databases themselves.", no_args_is_help=True)
 serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
 app.add_typer(credits_app)
+app.add_typer(checkpoints_app)
 app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")
 app.add_typer(db_app, name="db")
@@ -262,7 +264,7 @@ def worker(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One round, then end.")] = False,
 ) -> None:
-    """Run the periodic jobs: partitions ahead, expired idempotency keys dropped."""
+    """Run the periodic jobs: partitions, expired keys and holds, signed checkpoints."""
     from tollkeeper.worker import run_worker
 
     run_worker(_face(context).settings(), once=once)

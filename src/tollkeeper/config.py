@@ -33,6 +33,11 @@ class Settings:
     acquire_timeout_s: float = 5.0
     body_limit_bytes: int = 8 * 1024 * 1024
     drain_timeout_s: float = 30.0
+    checkpoint_key: Path | None = None
+    checkpoint_period_s: float = 60.0
+    checkpoint_file: Path | None = None
+    checkpoint_url: str | None = None
+    worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
 
@@ -47,6 +52,17 @@ class Settings:
             )
         if not 0 < self.credits_port < 65_536:
             raise ConfigurationError(problem=f"{variable_of('credits_port')} must be 1..65535.")
+        if not 0 <= self.worker_port < 65_536:
+            raise ConfigurationError(problem=f"{variable_of('worker_port')} must be 0..65535.")
+        if not 0.1 <= self.checkpoint_period_s <= 86_400:
+            raise ConfigurationError(
+                problem=f"{variable_of('checkpoint_period_s')} must be 0.1..86400 seconds."
+            )
+        url = self.checkpoint_url
+        if url is not None and urlsplit(url).scheme not in {"http", "https"}:
+            raise ConfigurationError(
+                problem=f"{variable_of('checkpoint_url')} must begin with http:// or https://."
+            )
 
     def masked(self) -> dict[str, str | int | float | None]:
         """Return the settings for printing: no password, no key."""
@@ -55,6 +71,8 @@ class Settings:
             value = getattr(self, field.name)
             if value is not None and field.name == "api_key":
                 value = "***"
+            elif value is not None and field.name == "checkpoint_url":
+                value = f"{urlsplit(value).scheme}://{urlsplit(value).hostname}/***"
             elif value is not None and field.name.endswith("_dsn"):
                 value = mask_dsn(value)
             shown[field.name] = str(value) if isinstance(value, Path) else value

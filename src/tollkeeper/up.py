@@ -19,12 +19,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tollkeeper.config import Settings, variable_of
+from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
 from tollkeeper.database.errors import EmbeddedError
 from tollkeeper.database.holder import DirectoryLock
 from tollkeeper.database.server_settings import MAX_CONNECTIONS
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.kernel.ids import system_token
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
@@ -101,6 +103,8 @@ async def local_stack(
         for name in DATABASES:
             await migrate(dsns[name], name, clock=clock, say=say)
         api_key = await ensure_development_key(dsns["access"], data / "dev.key")
+        with explained(data):
+            settings = _with_checkpoints(settings, data)
         url = _url_of(settings)
         say("starting the services")
         with explained(data):
@@ -114,6 +118,25 @@ async def local_stack(
             yield Stack(url=url, api_key=api_key, data=data, dsns=dsns)
         finally:
             say("stopping")
+
+
+def _with_checkpoints(settings: Settings, data: Path) -> Settings:
+    """Return the settings with a key to sign checkpoints, and a file they go to.
+
+    What is configured stays as it is; a key of our own is made once and kept.
+    """
+    key, file = settings.checkpoint_key, settings.checkpoint_file
+    if key is None:
+        key = data / "checkpoint.key"
+        ensure_key(key, tokens=system_token)
+    if file is None and settings.checkpoint_url is None:
+        file = data / "checkpoints" / "credits.notes"
+        file.parent.mkdir(exist_ok=True)
+    return replace(
+        settings,
+        checkpoint_key=key.expanduser().resolve(),
+        checkpoint_file=None if file is None else file.expanduser().resolve(),
+    )
 
 
 def _check(settings: Settings, *, processes: int) -> None:

@@ -13,8 +13,15 @@ from tollkeeper.access.issuer import IssuedKey, KeyIssuer
 from tollkeeper.access.metrics import AccessCollector
 from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings, variable_of
+from tollkeeper.credits.auditor import Auditor
+from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
+from tollkeeper.credits.checkpoint_store import CheckpointStore
+from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
+from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
+from tollkeeper.credits.keyfile import read_signing_key
 from tollkeeper.credits.metrics import CreditsMetrics
+from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
@@ -43,6 +50,7 @@ class CreditsRuntime:
     registry: CollectorRegistry
     engine: Engine
     credits: CreditsService
+    auditor: Auditor
     access: AccessService
     issuer: KeyIssuer
     tally: AuthenticationTally
@@ -50,7 +58,9 @@ class CreditsRuntime:
 
 
 @asynccontextmanager
-async def ledger_service(settings: Settings) -> AsyncIterator[CreditsService]:
+async def ledger_service(
+    settings: Settings, registry: CollectorRegistry
+) -> AsyncIterator[CreditsService]:
     """Lend the ledger without HTTP, for periodic jobs that write: an engine with one lane."""
     clock = SystemClock()
     connect = connector(dsn_of(settings, "credits"), role=CREDITS_ROLE, settings=SESSION_SETTINGS)
@@ -59,7 +69,7 @@ async def ledger_service(settings: Settings) -> AsyncIterator[CreditsService]:
     engine = Engine(
         pool, store, clock=clock,
         jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
-        metrics=CreditsMetrics(build_registry("worker")), limits=EngineLimits(lanes=1),
+        metrics=CreditsMetrics(registry), limits=EngineLimits(lanes=1),
     )  # fmt: skip
     engine.start()
     try:
@@ -68,6 +78,39 @@ async def ledger_service(settings: Settings) -> AsyncIterator[CreditsService]:
         await engine.drain()
         await engine.close()
         await pool.close()
+
+
+@asynccontextmanager
+async def checkpoint_maker(
+    settings: Settings, registry: CollectorRegistry
+) -> AsyncIterator[Checkpointer | None]:
+    """Lend what makes and publishes checkpoints, as the owner; None without a key to sign with.
+
+    Raises:
+        ConfigurationError: the key cannot be read.
+    """
+    if settings.checkpoint_key is None:
+        yield None
+        return
+    clock = SystemClock()
+    key = read_signing_key(settings.checkpoint_key)
+    connect = connector(dsn_of(settings, "credits"), settings=MAKER_SETTINGS)
+    pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    target = None if settings.checkpoint_url is None else HttpTarget(settings.checkpoint_url)
+    try:
+        yield Checkpointer(
+            pool,
+            CheckpointStore(),
+            key=key,
+            clock=clock,
+            metrics=CheckpointMetrics(registry),
+            file=settings.checkpoint_file,
+            target=target,
+        )
+    finally:
+        await pool.close()
+        if target is not None:
+            await target.close()
 
 
 @asynccontextmanager
@@ -115,6 +158,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             registry=registry,
             engine=engine,
             credits=CreditsService(engine, reads, store),
+            auditor=Auditor(reads, CheckpointStore(), store),
             access=access,
             issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
             tally=tally,

@@ -1,4 +1,4 @@
-"""Periodic jobs: partitions ahead of time, expired idempotency keys away, expired holds booked.
+"""Periodic jobs: partitions ahead, expired keys away, expired holds booked, checkpoints signed.
 
 Acts as the owner of the schema, and books as the service does. Any number may run; partitions are
 maintained by one at a time. A job that fails is logged and tried again later; the ledger itself can
@@ -8,11 +8,12 @@ do without for days.
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
 import structlog
 import uvloop
+from prometheus_client import CollectorRegistry, start_http_server
 
 from tollkeeper.config import Settings
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
@@ -21,8 +22,10 @@ from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import dsn_of, ledger_service
+from tollkeeper.telemetry.metrics import build_registry
+from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_service
 
 PERIOD_S = 3_600.0
 """Between two rounds."""
@@ -63,11 +66,18 @@ async def sweep_holds(service: CreditsService) -> None:
 
 
 async def _run(settings: Settings, *, once: bool) -> None:
-    async with _pool(settings) as pool, ledger_service(settings) as service:
+    registry = build_registry("worker")
+    async with (
+        _pool(settings) as pool,
+        ledger_service(settings, registry) as service,
+        checkpoint_maker(settings, registry) as maker,
+    ):
         store = LedgerStore()
         if once:
             await maintain_partitions(pool, store)
             await sweep_holds(service)
+            if maker is not None:
+                await maker.round()
             return
         leaving = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -75,7 +85,14 @@ async def _run(settings: Settings, *, once: bool) -> None:
             loop.add_signal_handler(number, leaving.set)
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
         holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, SWEEP_PERIOD_S)
-        await asyncio.gather(partitions.repeat(leaving), holds.repeat(leaving))
+        jobs = [partitions, holds]
+        if maker is None:
+            _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")
+        else:
+            period_s = settings.checkpoint_period_s
+            jobs.append(_Job("checkpoints", maker.round, period_s, period_s))
+        with _scraped(settings, registry):
+            await asyncio.gather(*(job.repeat(leaving) for job in jobs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +115,32 @@ class _Job:
                 pause_s = self.retry_s
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), pause_s)
+
+
+@contextlib.contextmanager
+def _scraped(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
+    """Answer scrapes of the worker's metrics, if it has a port for them.
+
+    Raises:
+        ConfigurationError: the port is taken.
+    """
+    if not settings.worker_port:
+        yield
+        return
+    try:
+        server, thread = start_http_server(
+            settings.worker_port, addr=settings.host, registry=registry
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            problem=f"Cannot listen on {settings.host}:{settings.worker_port}: {error.strerror}."
+        ) from error
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @contextlib.asynccontextmanager

@@ -10,9 +10,9 @@ import schemathesis
 from tests.acceptance.conftest import Service
 
 from tollkeeper.app import PROBLEMS
-from tollkeeper.credits.hold_api import EXAMPLE_ID
 from tollkeeper.credits.messages import VerificationView
 from tollkeeper.credits.model import Verification
+from tollkeeper.credits.route_facts import EXAMPLE_ID
 
 NO_KEY = "0190a5a0-0000-7000-8000-000000000000"
 """The id of a key in the examples: a service makes its own, so there is none of this id."""
@@ -41,7 +41,8 @@ def test_operations_have_short_names_of_their_own(
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
-        "refund", "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
+        "refund", "read_checkpoints", "read_leaves", "prove", "read_links",
+        "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "health", "ready", "metrics",
     ] == [
         operation["operationId"]
@@ -108,6 +109,10 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         "POST /v1/holds/ID/extend": 201,
         "POST /v1/holds/ID/release": 201,
         "POST /v1/audit/verify": 200,
+        "GET /v1/audit/checkpoints": 200,
+        "GET /v1/audit/checkpoints/1/leaves": 404,
+        f"GET /v1/audit/proofs/{EXAMPLE_ID}": 404,
+        "GET /v1/accounts/acme-prod/links": 200,
         "POST /v1/keys": 201,
         "GET /v1/keys": 200,
         f"POST /v1/keys/{NO_KEY}/rotate": 404,

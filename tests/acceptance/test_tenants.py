@@ -22,6 +22,7 @@ import asyncpg
 import httpx
 import pytest
 from tests.acceptance.conftest import Service, running_service
+from tests.checkpoints import running_maker
 from tests.conftest import Databases
 
 from tollkeeper.kernel.principal import Scope
@@ -31,6 +32,7 @@ CROSSED = {
     "batch": 400, "verify": 404, "create_key": 400, "list_keys": 200, "rotate_key": 404,
     "revoke_key": 404, "list_key_events": 200, "hold": 404, "list_holds": 404, "read_hold": 404,
     "capture": 404, "extend": 404, "release": 404, "read_transaction": 404, "refund": 404,
+    "read_checkpoints": 200, "read_leaves": 200, "prove": 404, "read_links": 404,
 }  # fmt: skip
 """What another tenant's key is answered, by operation."""
 
@@ -74,10 +76,14 @@ class Operation:
 
 @dataclass(frozen=True)
 class World:
-    """Objects of one tenant; `marks` stand in what is the tenant's and in no request."""
+    """Objects of one tenant; `marks` stand in what is the tenant's and in no request.
+
+    `shared` names what is nobody's and has parts of the tenant in it.
+    """
 
     tenant: str
     objects: Mapping[str, str]
+    shared: Mapping[str, str]
     token: str
     marks: tuple[str, ...] = field(default=())
 
@@ -129,9 +135,21 @@ class Ledger:
                 "transaction_id": spent["transaction_id"],
                 "hold_id": held["hold_id"],
             },
+            shared={"number": str(self.checkpoint())},
             token=own["token"],
             marks=(mark, str(1_000_000 + number), moved["hash"], key["name"], own["name"]),
         )
+
+    def checkpoint(self) -> int:
+        """Make a checkpoint over what was done; return its number."""
+
+        async def work() -> int:
+            async with running_maker(self._dsns[0]) as maker:
+                made = await maker.make()
+                assert made is not None
+                return made.number
+
+        return asyncio.run(work())
 
     def rows_of(self, world: World) -> list[str]:
         """Return every row of every table that names an object of the tenant."""
@@ -318,8 +336,9 @@ def named(world: World, example: object) -> object:
 
 
 def object_of(world: World, name: str) -> str:
-    assert name in world.objects, f"no object for {name}: let Ledger.world make one"
-    return world.objects[name]
+    known = {**world.shared, **world.objects}
+    assert name in known, f"no object for {name}: let Ledger.world make one"
+    return known[name]
 
 
 def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:

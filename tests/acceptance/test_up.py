@@ -153,6 +153,9 @@ def test_everything_starts_from_nothing_and_ctrl_c_stops_it(tmp_path: Path) -> N
         key = (data / "dev.key").read_text().strip()
         assert {key, running.url, str(data)} <= set(running.shown.replace("/v1", " ").split())
         assert (data / "dev.key").stat().st_mode & 0o777 == 0o600
+        assert (data / "checkpoint.key").stat().st_mode & 0o777 == 0o600
+        assert (data / "checkpoint.pub").read_text().startswith("tollkeeper/credits+")
+        assert (data / "checkpoints").is_dir()
         assert json.loads((data / "up.json").read_text()) == {
             "url": running.url,
             "pid": running.process.pid,

@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import msgspec
 
+from tollkeeper.client.audit import AuditCaller
 from tollkeeper.client.caller import JSON as _JSON
-from tollkeeper.client.caller import Caller, check_header
+from tollkeeper.client.caller import check_header
 from tollkeeper.client.errors import AnswerMalformed, CallMalformed
 from tollkeeper.client.messages import (
     Account,
@@ -38,7 +39,7 @@ PAGE_LIMIT = 1_000
 """Most transactions on one page of the history."""
 
 
-class CreditsClient(Caller):
+class CreditsClient(AuditCaller):
     """The credits service at a URL: see `Caller` for its connections, clock and retries."""
 
     def mint_key(self) -> str:

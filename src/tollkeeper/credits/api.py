@@ -105,6 +105,10 @@ PROBLEMS: ProblemTable = {
     errors.VerificationRunning: ProblemKind(
         429, URN + "verification-running", "A verification is running"
     ),
+    errors.CheckpointNotFound: ProblemKind(404, URN + "checkpoint-not-found", "No such checkpoint"),
+    errors.NotCheckpointed: ProblemKind(
+        409, URN + "not-checkpointed", "No checkpoint covers the transaction yet"
+    ),
 }
 
 _ENCODER = msgspec.json.Encoder()
@@ -187,7 +191,7 @@ class CreditsApi:
         principal = authorize(request.scope, Scope.CREDITS_READ)
         query = query_of(request.scope, AFTER.name, LIMIT.name)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
-        behind = _whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
+        behind = whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
         count = page_limit(query)
         found = await self._service.history(
             account_id, principal.tenant_id, after=behind, limit=count + 1
@@ -352,7 +356,7 @@ def _check_tenant(principal: Principal, tenant_id: str, place: str = "") -> None
 
 def page_limit(query: Mapping[str, str]) -> int:
     """Return how many rows a page shall have."""
-    return _whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
+    return whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, PAGE_LIMIT)
 
 
 def posted_answer(posted: Posted) -> JsonAnswer:
@@ -361,7 +365,12 @@ def posted_answer(posted: Posted) -> JsonAnswer:
     return answer(answer_view(posted.transaction), 201, headers)
 
 
-def _whole_number(field: str, text: str, least: int, most: int) -> int:
+def whole_number(field: str, text: str, least: int, most: int) -> int:
+    """Return the number that a part of a URL is.
+
+    Raises:
+        InvalidRequest: it is none, or outside the bounds.
+    """
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) <= most):
         raise requests.invalid(field, f"must be a whole number from {least} to {most}")
     return int(text)

@@ -7,6 +7,7 @@ so no two different rows have the same bytes. Pure: anyone with the rows can rec
 
 import hashlib
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Transaction
@@ -16,7 +17,18 @@ CHAIN_VERSION = 1
 """First byte of everything hashed; a new way to hash gets a new number."""
 
 HASH_BYTES = 32
+
+FIELD_NAMES = (
+    "transaction_id", "amount", "balance", "reserved", "sequence", "created_at_us", "fingerprint",
+    "account_id", "kind", "description", "metadata_sha256",
+)  # fmt: skip
+"""What is hashed of a transaction, in order, after version byte and previous hash."""
+
+TERM_NAMES = ("reference_id", "freed", "expires_at_us", "allowance", "payment_sha256")
+"""What follows when the transaction says more than its amount."""
+
 _RESERVING = frozenset((Kind.HOLD, Kind.EXTEND))
+_NO_HASH = bytes(HASH_BYTES)
 _ABSENT = b"\xff\xff\xff\xff"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -27,6 +39,10 @@ _GENESIS = struct.Struct(">BII")
 # version byte, previous hash, then (length, value) of: id, amount, balance, reserved, sequence,
 # created_at in µs, request fingerprint.
 _FIXED = struct.Struct(">B32s I16s Iq Iq Iq Iq Iq I32s")
+
+
+def _sha256(value: bytes) -> bytes:
+    return hashlib.sha256(value).digest()
 
 
 def microseconds_since_epoch(moment: datetime) -> int:
@@ -55,11 +71,12 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
     description: str | None,
     metadata: str | None,
     terms: bytes = b"",
+    digest: Callable[[bytes], bytes] = _sha256,
 ) -> bytes:
     """Return the hash of a transaction from its fields and the hash before it.
 
     Shapes: `previous` and `fingerprint` 32 bytes, `transaction_id` 16; `created_us` is µs since
-    1970; `terms` from `terms_of`.
+    1970; `terms` from `terms_of`. With `bytes` as the `digest`: what is hashed.
     """
     fixed = _FIXED.pack(
         CHAIN_VERSION, previous, 16, transaction_id, 8, amount, 8, balance, 8, reserved,
@@ -72,7 +89,7 @@ def link(  # noqa: PLR0913, PLR0917  # the hot path: one flat call with the fiel
         + (_ABSENT if metadata is None else _prefixed(hashlib.sha256(metadata.encode()).digest()))
         + terms
     )  # fmt: skip
-    return hashlib.sha256(fixed + tail).digest()
+    return digest(fixed + tail)
 
 
 def terms_of(  # noqa: PLR0917  # the hot path: one flat call
@@ -103,7 +120,9 @@ def terms_of(  # noqa: PLR0917  # the hot path: one flat call
     )
 
 
-def link_of(previous: bytes, transaction: Transaction) -> bytes:
+def link_of(
+    previous: bytes, transaction: Transaction, digest: Callable[[bytes], bytes] = _sha256
+) -> bytes:
     """Return the hash `transaction` must have when it follows `previous`."""
     return link(
         previous,
@@ -125,7 +144,31 @@ def link_of(previous: bytes, transaction: Transaction) -> bytes:
             transaction.allowance,
             transaction.payment,
         ),
+        digest,
     )
+
+
+def unlinked(transaction: Transaction) -> bytes:
+    """Return what is hashed of a transaction, without the hash before it: version byte, fields."""
+    hashed = link_of(_NO_HASH, transaction, bytes)
+    return hashed[:1] + hashed[1 + HASH_BYTES :]
+
+
+def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ...]:
+    """Return the canonical fields of what `unlinked` returned, by name; None: absent."""
+    values: list[bytes | None] = []
+    place = 1
+    while place < len(unlinked_transaction):
+        start = place + _LENGTH.size
+        if unlinked_transaction[place:start] == _ABSENT:
+            values.append(None)
+            place = start
+            continue
+        place = start + _LENGTH.unpack(unlinked_transaction[place:start])[0]
+        values.append(unlinked_transaction[start:place])
+    # Terms are all there or none.
+    names = (*FIELD_NAMES, *TERM_NAMES) if len(values) > len(FIELD_NAMES) else FIELD_NAMES
+    return tuple(zip(names, values, strict=True))
 
 
 class AccountVerifier:

@@ -14,9 +14,6 @@ import typer
 
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 
-FAULTS_EXIT = 4
-"""Exit code of `verify` when it found faults."""
-
 PAGE_DEFAULT = 50
 """Transactions that `history` shows at a time."""
 
@@ -92,38 +89,6 @@ class PageView(Protocol):
     def next(self) -> str | None: ...
 
 
-class FaultView(Protocol):
-    """What is printed of a fault."""
-
-    @property
-    def account_id(self) -> str: ...
-    @property
-    def sequence(self) -> int: ...
-    @property
-    def fault(self) -> str: ...
-    @property
-    def detail(self) -> str: ...
-
-
-class VerificationView(Protocol):
-    """What is printed of a verification."""
-
-    @property
-    def accounts(self) -> int: ...
-    @property
-    def transactions(self) -> int: ...
-    @property
-    def topped_up(self) -> int: ...
-    @property
-    def consumed(self) -> int: ...
-    @property
-    def balance(self) -> int: ...
-    @property
-    def faults(self) -> Sequence[FaultView]: ...
-    @property
-    def more_faults(self) -> bool: ...
-
-
 class Ledger(Protocol):
     """The calls these commands make."""
 
@@ -164,10 +129,6 @@ class Ledger(Protocol):
         self, account_id: str, *, after: str | None = None, limit: int = ...
     ) -> PageView:
         """Return a page of history."""
-        ...
-
-    async def verify(self, account_id: str | None = None) -> VerificationView:
-        """Check one account, or all."""
         ...
 
 
@@ -322,25 +283,6 @@ def history(
         terminal.facts("There is more", (("next page", f"--after {cursor}"),))
 
 
-@app.command()
-def verify(
-    context: typer.Context,
-    account_id: Annotated[
-        str | None, typer.Argument(metavar="[ACCOUNT]", help="One account; all without it.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check the hash chain and the balances; exit 4 when something is wrong."""
-    terminal = terminal_of(context)
-    found = terminal.call(lambda ledger: ledger.verify(account_id))
-    if as_json:
-        terminal.json(found)
-    else:
-        _print_verification(terminal, found)
-    if found.faults:
-        raise typer.Exit(FAULTS_EXIT)
-
-
 def terminal_of(context: typer.Context) -> Terminal:
     """Return what a command prints with and calls through."""
     terminal: Terminal = context.obj
@@ -409,32 +351,6 @@ def print_receipt(terminal: Terminal, receipt: ReceiptView, *, as_json: bool) ->
             ("time (UTC)", moment_text(transaction.created_at)),
         ),
     )
-
-
-def _print_verification(terminal: Terminal, found: VerificationView) -> None:
-    faults = f"{len(found.faults):,}{' and more' if found.more_faults else ''}"
-    terminal.facts(
-        "The ledger holds" if not found.faults else "The ledger is NOT what it must be",
-        (
-            ("accounts", f"{found.accounts:,}"),
-            ("transactions", f"{found.transactions:,}"),
-            ("topped up", f"{found.topped_up:,}"),
-            ("consumed", f"{found.consumed:,}"),
-            ("balances", f"{found.balance:,}"),
-            ("faults", faults if found.faults else "none"),
-        ),
-    )
-    if found.faults:
-        rows = [
-            (
-                fault.account_id,
-                f"{fault.sequence:,}",
-                fault.fault,
-                fault.detail,
-            )
-            for fault in found.faults
-        ]
-        terminal.table("Faults", ("account", "#sequence", "fault", "detail"), rows)
 
 
 def moment_text(moment: datetime) -> str:

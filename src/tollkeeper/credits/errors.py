@@ -20,6 +20,13 @@ CreditsError
     ├── Draining
     ├── LedgerUnavailable         retries are used up
     └── VerificationRunning       one verification at a time
+
+CreditsError, of the audit
+├── CheckpointNotFound
+└── NotCheckpointed               no checkpoint covers the transaction yet
+
+NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
+PublicationFailed                 (TollkeeperError) a note could not be published outside
 """
 
 from dataclasses import dataclass, field
@@ -271,3 +278,51 @@ class VerificationRunning(Busy):
     def message(self) -> str:
         """Say what to do."""
         return "another verification is running; try again when it has ended"
+
+
+@dataclass(eq=False, kw_only=True)
+class CheckpointNotFound(CreditsError):
+    """There is no checkpoint of this number."""
+
+    number: int
+
+    def message(self) -> str:
+        """Name the number."""
+        return f"there is no checkpoint {self.number}"
+
+
+@dataclass(eq=False, kw_only=True)
+class NotCheckpointed(CreditsError):
+    """The transaction is newer than the last checkpoint, or the worker makes none."""
+
+    transaction_id: TransactionId
+
+    def message(self) -> str:
+        """Say what to do."""
+        return (
+            f"no checkpoint covers transaction {self.transaction_id} yet; the worker makes one "
+            "every TOLLKEEPER_CHECKPOINT_PERIOD_S seconds when it has a TOLLKEEPER_CHECKPOINT_KEY"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class NoteInvalid(TollkeeperError):
+    """A text is not the note, the key or the checkpoint that it should be."""
+
+    problem: str
+
+    def message(self) -> str:
+        """Return the problem."""
+        return self.problem
+
+
+@dataclass(eq=False, kw_only=True)
+class PublicationFailed(TollkeeperError):
+    """A target does not take a note, or what stands there does not agree with the table."""
+
+    place: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the place and the reason."""
+        return f"checkpoints are not published to {self.place}: {self.problem}"

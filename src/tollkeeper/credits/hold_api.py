@@ -31,7 +31,7 @@ from tollkeeper.credits.messages import (
 )
 from tollkeeper.credits.model import HoldOperation, Posted, Refund, Reserve
 from tollkeeper.credits.requests import WriteWords
-from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, LIMIT, written
+from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, EXAMPLE_ID, LIMIT, written
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import AccountId, EntropySource, TransactionId
@@ -43,9 +43,6 @@ from tollkeeper.web.idempotency import idempotency_key
 from tollkeeper.web.openapi import Answer, Body, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
 from tollkeeper.web.query import query_of, refuse_query
-
-EXAMPLE_ID = "01978a3c-5f00-7abc-8def-0123456789ab"
-"""Stands in the document where an id of one's own belongs."""
 
 _FIRST_ID = TransactionId(UUID(int=0))
 SettlingBody = CaptureBody | ReleaseBody | ExtendBody | RefundBody

@@ -16,6 +16,9 @@ PAGE_DEFAULT = 100
 PAGE_LIMIT = 1_000
 """Most rows in one page."""
 
+EXAMPLE_ID = "01978a3c-5f00-7abc-8def-0123456789ab"
+"""Stands in the document where an id of one's own belongs."""
+
 ACCOUNT_ID = Parameter(
     name="account_id",
     param_in="path",

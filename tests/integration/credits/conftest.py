@@ -1,8 +1,9 @@
 """A running ledger on a fresh database, and the owner's connection beside it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from tests.conftest import Databases
 from tests.ledger import Ledger, running_ledger
 
 from tollkeeper.database.connect import connector
@@ -13,6 +14,13 @@ from tollkeeper.database.driver import Connection
 async def ledger(credits_dsn: str) -> AsyncIterator[Ledger]:
     async with running_ledger(credits_dsn) as ledger:
         yield ledger
+
+
+@pytest.fixture
+def other_dsn(databases: Databases) -> Iterator[str]:
+    """A second ledger beside the first."""
+    with databases.fresh("credits") as dsn:
+        yield dsn
 
 
 @pytest.fixture

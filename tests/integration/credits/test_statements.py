@@ -248,3 +248,23 @@ async def test_a_key_is_looked_for_in_the_partitions_of_its_lifetime_only(
 
     assert len(scanned) in {2, 3}
     assert [8 - len(scanned)] == removed
+
+
+OF_THE_AUDIT = {
+    "checkpoint": ["1"],
+    "checkpoints_after": ["0", "100"],
+    "covering_leaf": ["1", "'ann'", "1"],
+    "hash_at": ["1", "'ann'", "1"],
+    "leaves": ["1"],
+    "leaves_beside_ledger": ["1", "0", "100"],
+}
+
+
+@pytest.mark.usefixtures("statistics")
+@pytest.mark.parametrize("name", OF_THE_AUDIT)
+async def test_an_audit_reads_no_more_than_it_asks_for(session: Connection, name: str) -> None:
+    found = await plan_of(session, name, *OF_THE_AUDIT[name])
+    kinds = {str(node["Node Type"]) for node in found}
+
+    assert {"Index Scan", "Index Only Scan"} & kinds
+    assert not {"Seq Scan", "Bitmap Heap Scan", "Hash Join", "Merge Join", "Sort", "Gather"} & kinds

@@ -8,7 +8,14 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from tollkeeper.credits.chain import AccountVerifier, genesis, link_of, microseconds_since_epoch
+from tollkeeper.credits.chain import (
+    AccountVerifier,
+    fields_of,
+    genesis,
+    link_of,
+    microseconds_since_epoch,
+    unlinked,
+)
 from tollkeeper.credits.model import Account, FaultKind, Kind, Transaction
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
@@ -81,6 +88,23 @@ def test_every_field_is_in_the_hash(change: dict[str, object]) -> None:
     changed = msgspec.structs.replace(ROW, **change)
 
     assert link_of(bytes(32), ROW) != link_of(bytes(32), changed)
+
+
+@pytest.mark.parametrize("terms", [{}, {"freed": 7, "payment": "{}"}])
+@pytest.mark.parametrize("description", ["Grüße", None])
+def test_what_is_hashed_can_be_taken_apart_and_put_together(
+    terms: dict[str, object], description: str | None
+) -> None:
+    row = msgspec.structs.replace(ROW, description=description, **terms)
+    previous, hashed = genesis(ANN, ACME), unlinked(row)
+    fields = dict(fields_of(hashed))
+    together = b"".join(b"\xff" * 4 if each is None else part(each) for each in fields.values())
+
+    assert link_of(previous, row) == hashlib.sha256(b"\x01" + previous + together).digest()
+    assert (b"ann", number(500)[4:]) == (fields["account_id"], fields["amount"])
+    assert description == (fields["description"] and fields["description"].decode())
+    assert (number(7)[4:] if terms else None) == fields.get("freed")
+    assert (16 if terms else 11) == len(fields)
 
 
 def test_the_previous_hash_is_in_the_hash() -> None:

@@ -311,3 +311,124 @@ SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.maintenance', 0
 -- release_maintenance --
 -- Lets the next maintainer in.
 SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.maintenance', 0));
+
+-- take_checkpoint_lock --
+-- One maker of checkpoints at a time; held by the session.
+SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.checkpoint', 0));
+
+-- release_checkpoint_lock --
+-- Lets the next maker in.
+SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.checkpoint', 0));
+
+-- last_checkpoint --
+-- The newest checkpoint, and the database's clock, which stands in the next one.
+SELECT now() AS now, c.number, c.note
+FROM (VALUES (1)) AS always (is_there)
+LEFT JOIN LATERAL (SELECT number, note FROM checkpoints ORDER BY number DESC LIMIT 1) AS c ON true;
+
+-- add_leaves --
+-- The leaves of a checkpoint: every account whose version is not the one it was last covered at. Compares
+-- all accounts in one snapshot, so it asks no clock and misses no commit, however late that became visible.
+INSERT INTO checkpoint_leaves (
+    checkpoint, position, shard, account_id, tenant_id, sequence, head_hash, balance, reserved
+)
+SELECT
+    $1, row_number() OVER (ORDER BY a.shard, a.account_id) - 1,
+    a.shard, a.account_id, a.tenant_id, a.version, a.head_hash, a.balance, a.reserved
+FROM accounts AS a
+LEFT JOIN checkpointed_accounts AS c ON c.shard = a.shard AND c.account_id = a.account_id
+WHERE c.version IS DISTINCT FROM a.version;
+
+-- leaves --
+-- The leaves of a checkpoint in order; read through a cursor.
+SELECT tenant_id, account_id, sequence, head_hash, balance, reserved
+FROM checkpoint_leaves
+WHERE checkpoint = $1
+ORDER BY position;
+
+-- mark_accounts --
+-- Remembers at which versions a checkpoint covers its accounts.
+INSERT INTO checkpointed_accounts AS c (shard, account_id, version)
+SELECT l.shard, l.account_id, l.sequence
+FROM checkpoint_leaves AS l
+WHERE l.checkpoint = $1
+ORDER BY l.shard, l.account_id
+ON CONFLICT (shard, account_id) DO UPDATE SET version = excluded.version;
+
+-- add_checkpoint --
+-- A checkpoint whose leaves are there.
+INSERT INTO checkpoints (number, made_at, leaves, root, note) VALUES ($1, $2, $3, $4, $5);
+
+-- checkpoints_after --
+-- A page of checkpoints, oldest first.
+SELECT number, note
+FROM checkpoints
+WHERE number > $1
+ORDER BY number
+LIMIT $2;
+
+-- checkpoint --
+-- One checkpoint.
+SELECT number, note
+FROM checkpoints
+WHERE number = $1;
+
+-- published_up_to --
+-- The last checkpoint that an HTTP target has taken.
+SELECT number
+FROM checkpoint_publications
+WHERE target = $1;
+
+-- published --
+-- An HTTP target has taken a checkpoint.
+INSERT INTO checkpoint_publications AS p (target, number)
+VALUES ($1, $2)
+ON CONFLICT (target) DO UPDATE SET number = excluded.number;
+
+-- take_publication_lock --
+-- One at a time publishes to a target; held by the session.
+SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.publication.' || encode($1::bytea, 'hex'), 0));
+
+-- release_publication_lock --
+-- Lets the next publisher in.
+SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.publication.' || encode($1::bytea, 'hex'), 0));
+
+-- leaves_beside_ledger --
+-- A page of a checkpoint's leaves, each with what the ledger says today about the same account and sequence.
+-- $1 checkpoint; $2 first position; $3 limit.
+SELECT
+    l.position, l.tenant_id, l.account_id, l.sequence, l.head_hash, l.balance, l.reserved,
+    a.version AS account_version, a.tenant_id AS account_tenant, t.hash AS transaction_hash
+FROM (
+    SELECT position, shard, tenant_id, account_id, sequence, head_hash, balance, reserved
+    FROM checkpoint_leaves
+    WHERE checkpoint = $1 AND position >= $2
+    ORDER BY position
+    LIMIT $3
+) AS l
+LEFT JOIN accounts AS a ON a.shard = l.shard AND a.account_id = l.account_id
+LEFT JOIN LATERAL (
+    SELECT c.hash
+    FROM credit_transactions AS c
+    WHERE c.shard = l.shard AND c.account_id = l.account_id AND c.sequence = l.sequence
+    ORDER BY c.created_at
+    LIMIT 1
+) AS t ON true
+ORDER BY l.position;
+
+-- hash_at --
+-- The hash of one transaction.
+SELECT hash
+FROM credit_transactions
+WHERE shard = $1 AND account_id = $2 AND sequence = $3
+ORDER BY created_at
+LIMIT 1;
+
+-- covering_leaf --
+-- The first leaf of an account at or behind a sequence, and its checkpoint's note.
+SELECT l.checkpoint, l.position, l.tenant_id, l.account_id, l.sequence, l.head_hash, l.balance, l.reserved, c.note
+FROM checkpoint_leaves AS l
+JOIN checkpoints AS c ON c.number = l.checkpoint
+WHERE l.shard = $1 AND l.account_id = $2 AND l.sequence >= $3
+ORDER BY l.sequence, l.checkpoint
+LIMIT 1;
