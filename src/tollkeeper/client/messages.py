@@ -130,9 +130,9 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One place where the ledger is not what it must be."""
+    """One place where the ledger is not what it must be; without an account: as a whole."""
 
-    account_id: str
+    account_id: str | None
     sequence: int
     fault: str
     detail: str

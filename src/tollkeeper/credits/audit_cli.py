@@ -44,7 +44,7 @@ class FaultView(Protocol):
     """What is printed of a fault."""
 
     @property
-    def account_id(self) -> str: ...
+    def account_id(self) -> str | None: ...
     @property
     def sequence(self) -> int: ...
     @property
@@ -373,7 +373,7 @@ def _print_verification(terminal: Terminal, found: VerificationView) -> None:
     )
     _print_faults(
         terminal,
-        [(each.account_id, each.sequence, each.fault, each.detail) for each in found.faults],
+        [(each.account_id or "-", each.sequence, each.fault, each.detail) for each in found.faults],
     )
 
 

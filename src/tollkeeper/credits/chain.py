@@ -29,6 +29,7 @@ TERM_NAMES = ("reference_id", "freed", "expires_at_us", "allowance", "payment_sh
 
 _RESERVING = frozenset((Kind.HOLD, Kind.EXTEND))
 _NO_HASH = bytes(HASH_BYTES)
+_VERSION_BYTE = bytes((CHAIN_VERSION,))
 _ABSENT = b"\xff\xff\xff\xff"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -198,50 +199,75 @@ class AccountVerifier:
 
     def feed(self, transaction: Transaction) -> None:
         """Check the next transaction against the ones before it."""
-        expected_sequence = self._sequence + 1
-        if transaction.sequence != expected_sequence:
+        self.check(
+            transaction.hash, transaction.sequence, transaction.kind, transaction.amount,
+            transaction.balance, transaction.reserved, transaction.freed or 0,
+            unlinked(transaction)[1:],
+        )  # fmt: skip
+
+    def check(  # noqa: PLR0917  # one flat call for every row of a ledger
+        self,
+        stored: bytes,
+        sequence: int,
+        kind: Kind | None,
+        amount: int,
+        balance: int,
+        reserved: int,
+        freed: int,
+        fields: bytes,
+    ) -> None:
+        """Check the next row: its stored hash, what it says, and its canonical fields in order.
+
+        `kind` None: it says none that the ledger has.
+        """
+        if sequence != self._sequence + 1:
             self._report(
-                transaction.sequence, FaultKind.SEQUENCE,
-                f"expected sequence {expected_sequence}: rows are missing, doubled or moved",
+                sequence, FaultKind.SEQUENCE,
+                f"expected sequence {self._sequence + 1}: rows are missing, doubled or moved",
             )  # fmt: skip
-        kind, amount = transaction.kind, transaction.amount
-        balance, reserved = self._balance, self._reserved
         if kind is Kind.CONSUME:
             self.consumed += amount
-            balance -= amount
+            expected, expected_reserved = self._balance - amount, self._reserved
         elif kind is Kind.TOPUP:
             self.topped_up += amount
-            balance += amount
+            expected, expected_reserved = self._balance + amount, self._reserved
         else:
-            self.has_side_rows = True
-            if kind is Kind.CAPTURE:
-                self.consumed += amount
-                balance -= amount
-            elif kind is Kind.REFUND:
-                self.consumed -= amount
-                balance += amount
-            elif kind in _RESERVING:
-                reserved += amount
-            reserved -= transaction.freed or 0
+            expected, expected_reserved = self._after(kind, amount, freed)
         if (
-            transaction.balance != balance
-            or transaction.reserved != reserved
+            balance != expected
+            or reserved != expected_reserved
             or not 0 <= reserved <= balance
+            or amount < 0
+            or freed < 0
+            or kind is None
         ):
             self._report(
-                transaction.sequence, FaultKind.BALANCE,
-                f"balance {transaction.balance}, reserved {transaction.reserved}, "
-                f"not {balance}, {reserved}",
+                sequence, FaultKind.BALANCE,
+                f"balance {balance}, reserved {reserved}, not {expected}, {expected_reserved}",
             )  # fmt: skip
-        if link_of(self._head, transaction) != transaction.hash:
+        if hashlib.sha256(_VERSION_BYTE + self._head + fields).digest() != stored:
             self._report(
-                transaction.sequence, FaultKind.HASH,
+                sequence, FaultKind.HASH,
                 "the row does not have the hash it was written with, or the row before it changed",
             )  # fmt: skip
-        self._sequence = transaction.sequence
-        self._balance = transaction.balance
-        self._reserved = transaction.reserved
-        self._head = transaction.hash
+        self._sequence = sequence
+        self._balance = balance
+        self._reserved = reserved
+        self._head = stored
+
+    def _after(self, kind: Kind | None, amount: int, freed: int) -> tuple[int, int]:
+        """Return what a transaction of the rarer kinds leaves: balance, reserved."""
+        balance, reserved = self._balance, self._reserved
+        self.has_side_rows = True
+        if kind is Kind.CAPTURE:
+            self.consumed += amount
+            balance -= amount
+        elif kind is Kind.REFUND:
+            self.consumed -= amount
+            balance += amount
+        elif kind in _RESERVING:
+            reserved += amount
+        return balance, reserved - freed
 
     def finish(self) -> None:
         """Check the account row against its last transaction."""

@@ -305,12 +305,17 @@ class FaultKind(StrEnum):
     HEAD = "head"
     HOLD = "hold"
     REFUND = "refund"
+    ACCOUNT = "account"
+    PARTITION = "partition"
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
-    """One place where the ledger does not hold together; `sequence` 0 is the account row itself."""
+    """One place where the ledger does not hold together; `sequence` 0 is the account row itself.
 
-    account_id: AccountId
+    Without an account it is the ledger as a whole.
+    """
+
+    account_id: AccountId | None
     sequence: int
     fault: FaultKind
     detail: str

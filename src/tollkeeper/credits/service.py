@@ -3,24 +3,18 @@
 Writes go through the engine; reads are one unit of work each.
 """
 
-import asyncio
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from uuid import UUID
 
-from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD, Engine, Result
 from tollkeeper.credits.errors import (
     AccountNotFound,
     CreditsError,
     HoldNotFound,
     TransactionNotFound,
-    VerificationRunning,
 )
 from tollkeeper.credits.model import (
     Account,
-    Fault,
-    FaultKind,
     Hold,
     Opened,
     Operation,
@@ -30,39 +24,17 @@ from tollkeeper.credits.model import (
     Transaction,
     Verification,
 )
-from tollkeeper.credits.requests import account_id_of
 from tollkeeper.credits.store import LedgerStore
+from tollkeeper.credits.verifier import LedgerVerifier
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
-
-VERIFY_ACCOUNTS = 200
-"""Accounts read in one unit of work while verifying."""
-
-VERIFY_TRANSACTIONS = 20_000
-"""A verification pauses at the first account boundary behind this many transactions."""
-
-FAULTS_LIMIT = 1_000
-"""Faults reported by one verification; `more_faults` says that there are others."""
-
 
 HOLDS_REMEMBERED = 100_000
 """Holds whose account is kept in memory, so that settling one costs no read to find it: 20 MB."""
 
 SWEEP_ACCOUNTS = 500
 """Accounts whose expired holds are booked together."""
-
-
-@dataclass(slots=True)
-class _Findings:
-    """What a verification has seen so far."""
-
-    accounts: int = 0
-    transactions: int = 0
-    topped_up: int = 0
-    consumed: int = 0
-    balance: int = 0
-    faults: list[Fault] = field(default_factory=list)
 
 
 class CreditsService:
@@ -72,7 +44,7 @@ class CreditsService:
         self._engine = engine
         self._pool = pool
         self._store = store
-        self._verifying = asyncio.Lock()
+        self._verifier = LedgerVerifier(pool, store)
         self._hold_accounts: dict[TransactionId, AccountId] = {}
 
     async def execute(self, operations: Sequence[Operation]) -> list[Result]:
@@ -208,12 +180,7 @@ class CreditsService:
             AccountNotFound: there is no such account.
             VerificationRunning: one at a time, so that verifying never starves serving.
         """
-        if self._verifying.locked():
-            raise VerificationRunning
-        async with self._verifying, self._pool.connection() as connection:
-            if account_id is not None:
-                return await self._verify_one(connection, account_id, tenant_id)
-            return await self._verify_slice(connection, tenant_id, after)
+        return await self._verifier.verify(account_id, tenant_id, after=after)
 
     async def create_partitions(self) -> int:
         """Make the partitions for the time ahead; return how many were missing."""
@@ -229,83 +196,3 @@ class CreditsService:
         if account is None or (tenant_id is not None and account.tenant_id != tenant_id):
             raise AccountNotFound(account_id=account_id)
         return account
-
-    async def _verify_one(
-        self, connection: Connection, account_id: AccountId, tenant_id: TenantId | None
-    ) -> Verification:
-        findings = _Findings()
-        async with connection.transaction(isolation="repeatable_read", readonly=True):
-            account = await self._visible(connection, account_id, tenant_id)
-            having = await self._store.accounts_with_side_rows(connection, (account,))
-            await self._verify_account(connection, account, having, findings)
-        return _verification(findings, None)
-
-    async def _verify_slice(
-        self, connection: Connection, tenant_id: TenantId | None, after: str | None
-    ) -> Verification:
-        findings = _Findings()
-        place = (-1, "") if after is None else (shard_of(after), account_id_of(after))
-        while True:
-            # Heads and rows of a page come from one snapshot; pages need not share theirs.
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                page = await self._store.accounts_after(connection, place, VERIFY_ACCOUNTS)
-                having = await self._store.accounts_with_side_rows(connection, page)
-                for account in page:
-                    place = (account.shard, account.account_id)
-                    if tenant_id is None or account.tenant_id == tenant_id:
-                        await self._verify_account(connection, account, having, findings)
-                    if findings.transactions >= VERIFY_TRANSACTIONS:
-                        return _verification(findings, account.account_id)
-            if len(page) < VERIFY_ACCOUNTS:
-                return _verification(findings, None)
-
-    async def _verify_account(
-        self,
-        connection: Connection,
-        account: Account,
-        having: Collection[AccountId],
-        findings: _Findings,
-    ) -> None:
-        verifier = AccountVerifier(account)
-        async for transaction in self._store.chain(connection, account):
-            verifier.feed(transaction)
-            findings.transactions += 1
-        verifier.finish()
-        found = verifier.faults
-        if verifier.has_side_rows or account.account_id in having:
-            found += await self._side_faults(connection, account)
-        findings.accounts += 1
-        findings.topped_up += verifier.topped_up
-        findings.consumed += verifier.consumed
-        findings.balance += account.balance
-        room = FAULTS_LIMIT + 1 - len(findings.faults)
-        findings.faults.extend(found[:room])
-
-    async def _side_faults(self, connection: Connection, account: Account) -> list[Fault]:
-        """Check that holds and refunds are what the account's transactions say of them."""
-        limit = FAULTS_LIMIT + 1
-        holds = await self._store.wrong_holds(connection, account, limit)
-        refunds = await self._store.wrong_refunds(connection, account, limit)
-        return [
-            *(_side_fault(account, FaultKind.HOLD, f"hold {each}") for each in holds),
-            *(
-                _side_fault(account, FaultKind.REFUND, f"what was refunded of {each}")
-                for each in refunds
-            ),
-        ]
-
-
-def _side_fault(account: Account, kind: FaultKind, what: str) -> Fault:
-    return Fault(
-        account_id=account.account_id, sequence=0, fault=kind,
-        detail=f"{what} is not what the account's transactions say",
-    )  # fmt: skip
-
-
-def _verification(findings: _Findings, following: str | None) -> Verification:
-    faults = findings.faults
-    return Verification(
-        accounts=findings.accounts, transactions=findings.transactions,
-        topped_up=findings.topped_up, consumed=findings.consumed, balance=findings.balance,
-        faults=tuple(faults[:FAULTS_LIMIT]), more_faults=len(faults) > FAULTS_LIMIT, next=following,
-    )  # fmt: skip

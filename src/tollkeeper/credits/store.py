@@ -36,9 +36,6 @@ from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
-CHAIN_PREFETCH = 500
-"""Rows of a chain fetched at a time while verifying."""
-
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     # The ledger's statements are few, keyed and parametrised by arrays, whose lengths the planner
     # cannot see: generic plans over nested loops are right for every length, and visit rows in the
@@ -103,7 +100,7 @@ class LedgerStore:
         hits: list[Row] = []
         for row in rows[1:]:
             if row["key_hash"] is None:
-                account = _account(row)
+                account = account_of(row)
                 found[account.account_id] = account
             else:
                 hits.append(row)
@@ -227,7 +224,7 @@ class LedgerStore:
     ) -> Account | None:
         """Return an account as it stands, None when there is none."""
         row = await connection.fetchrow(self._sql["account"], shard, account_id)
-        return None if row is None else _account(row)
+        return None if row is None else account_of(row)
 
     async def history(
         self, connection: Connection, account: Account, *, after: int, limit: int
@@ -270,49 +267,6 @@ class LedgerStore:
         return tuple(
             Sweep(account_id=AccountId(row["account_id"]), shard=row["shard"]) for row in rows
         )
-
-    async def accounts_with_side_rows(
-        self, connection: Connection, accounts: Sequence[Account]
-    ) -> frozenset[AccountId]:
-        """Return those of `accounts` that have holds or refunds."""
-        rows = await connection.fetch(
-            self._sql["accounts_with_side_rows"],
-            [(account.shard, account.account_id) for account in accounts],
-        )
-        return frozenset(AccountId(row["account_id"]) for row in rows)
-
-    async def wrong_holds(
-        self, connection: Connection, account: Account, limit: int
-    ) -> tuple[UUID, ...]:
-        """Return holds of an account that are not what its transactions say of them."""
-        rows = await connection.fetch(
-            self._sql["held_by_account"], account.shard, account.account_id, limit
-        )
-        return tuple(row["hold_id"] for row in rows)
-
-    async def wrong_refunds(
-        self, connection: Connection, account: Account, limit: int
-    ) -> tuple[UUID, ...]:
-        """Return transactions of which more or less was refunded than the account's rows say."""
-        rows = await connection.fetch(
-            self._sql["refunded_by_account"], account.shard, account.account_id, limit
-        )
-        return tuple(row["transaction_id"] for row in rows)
-
-    async def accounts_after(
-        self, connection: Connection, place: tuple[int, str], limit: int
-    ) -> tuple[Account, ...]:
-        """Return up to `limit` accounts behind `place` (shard, account id) in key order."""
-        rows = await connection.fetch(self._sql["accounts_after"], *place, limit)
-        return tuple(_account(row) for row in rows)
-
-    async def chain(self, connection: Connection, account: Account) -> AsyncIterator[Transaction]:
-        """Stream an account's transactions, oldest first, inside the caller's unit of work."""
-        rows = connection.cursor(
-            self._sql["chain"], account.shard, account.account_id, prefetch=CHAIN_PREFETCH
-        )
-        async for row in rows:
-            yield _transaction(row)
 
     async def create_partitions(
         self, connection: Connection, *, quarters_ahead: int, days_ahead: int
@@ -370,7 +324,8 @@ def _are_expiries_due(loaded: Loaded) -> bool:
     return any(_is_expiry_due(account, loaded.now) for account in loaded.accounts.values())
 
 
-def _account(row: Row) -> Account:
+def account_of(row: Row) -> Account:
+    """Return the account that a row holds."""
     return Account(
         account_id=AccountId(row["account_id"]), tenant_id=TenantId(row["tenant_id"]),
         shard=row["shard"], balance=row["balance"], reserved=row["reserved"],

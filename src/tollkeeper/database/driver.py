@@ -4,9 +4,18 @@ Not a wrapper: at run time these are asyncpg's own objects; what each method doe
 A column's type is known by its query and checked by the tests, not by the compiler, so the values
 of a row are the one place where `Any` enters.
 """
-# ruff: noqa: ASYNC109, D102 - the signatures and their documentation are asyncpg's
+# ruff: noqa: A002, ASYNC109, D102 - the signatures and their documentation are asyncpg's
 
-from collections.abc import AsyncIterable, ItemsView, Iterable, Iterator, KeysView, Sequence
+from collections.abc import (
+    AsyncIterable,
+    Awaitable,
+    Callable,
+    ItemsView,
+    Iterable,
+    Iterator,
+    KeysView,
+    Sequence,
+)
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -50,6 +59,14 @@ class Connection(Protocol):
     async def fetchval(
         self, query: str, *args: object, column: int = 0, timeout: float | None = None
     ) -> Any: ...
+    async def copy_from_query(
+        self,
+        query: str,
+        *args: object,
+        output: Callable[[bytes], Awaitable[None]],
+        format: str,
+        timeout: float | None = None,
+    ) -> str: ...
     def cursor(
         self, query: str, *args: object, prefetch: int | None = None
     ) -> AsyncIterable[Row]: ...

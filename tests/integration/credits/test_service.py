@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import pytest
 from tests.ledger import Ledger, consume, opening, topup, words_of
 
-from tollkeeper.credits import service
+from tollkeeper.credits import verification, verifier
 from tollkeeper.credits.errors import AccountNotFound, VerificationRunning
 from tollkeeper.credits.model import Verification
 from tollkeeper.database.driver import Connection
@@ -157,23 +157,23 @@ async def test_more_faults_than_are_listed_are_said_to_be_there(
     ledger: Ledger, owner: Connection
 ) -> None:
     await ledger.open_with(10_000, "ann")
-    await ledger.execute(*(consume("ann", 1) for _ in range(service.FAULTS_LIMIT)))
+    await ledger.execute(*(consume("ann", 1) for _ in range(verification.FAULTS_LIMIT)))
     await tamper(owner, "UPDATE credit_transactions SET fingerprint = sha256('x')")
     (found,) = await verify_all(ledger)
 
-    assert service.FAULTS_LIMIT == len(found.faults)
+    assert verification.FAULTS_LIMIT == len(found.faults)
     assert found.more_faults
 
 
 async def test_all_accounts_are_verified_a_slice_at_a_time(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service, "VERIFY_ACCOUNTS", 7)
-    monkeypatch.setattr(service, "VERIFY_TRANSACTIONS", 10)
+    monkeypatch.setattr(verifier, "STRETCH_ACCOUNTS", 7)
+    monkeypatch.setattr(verifier, "SLICE_TRANSACTIONS", 10)
     await ledger.open_with(5, *(f"account-{number}" for number in range(40)))
     slices = await verify_all(ledger)
 
-    assert len(slices) == 5
+    assert len(slices) == 3
     assert (40, 40, 200) == (
         sum(each.accounts for each in slices),
         sum(each.transactions for each in slices),

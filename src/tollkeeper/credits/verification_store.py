@@ -1,0 +1,110 @@
+"""What verification reads of the ledger, a stretch at a time, in the caller's snapshot."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+
+from tollkeeper.credits.model import Account
+from tollkeeper.credits.store import account_of
+from tollkeeper.database.driver import Connection
+from tollkeeper.database.queries import load_queries
+from tollkeeper.kernel.ids import AccountId, TenantId
+
+Place = tuple[int, str]
+"""A shard and an account id: the order in which accounts are walked."""
+
+START: Final[Place] = (-(2**15), "")
+"""Before every account."""
+
+END: Final[Place] = (2**15 - 1, "")
+"""Behind every account."""
+
+_BEFORE_ALL, _BEHIND_ALL = -(2**63), 2**63 - 1  # sequences
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """All rows of the accounts behind `after` up to `upto`; of `after` the sequences above one."""
+
+    after: Place
+    above: int
+    upto: Place
+
+    @classmethod
+    def between(cls, after: Place, upto: Place) -> "Stretch":
+        """Return the accounts behind `after`, up to and with `upto`."""
+        return cls(after, _BEHIND_ALL, upto)
+
+    @classmethod
+    def of(cls, account: Account) -> "Stretch":
+        """Return one account."""
+        place = (account.shard, account.account_id)
+        return cls(place, _BEFORE_ALL, place)
+
+    @property
+    def bounds(self) -> tuple[int, str, int, int, str]:
+        """The parameters of every query about it."""
+        return (*self.after, self.above, *self.upto)
+
+
+class VerificationStore:
+    """Reads for verification; every method is one statement."""
+
+    def __init__(self) -> None:
+        self._sql = load_queries("tollkeeper.credits")
+        self._chains = self._sql["chains"].removesuffix(";")  # COPY takes it in parentheses
+
+    async def take_time(self, connection: Connection) -> None:
+        """Lift the limit on a statement's time for the caller's unit of work."""
+        await connection.execute(self._sql["unhurried"])
+
+    async def accounts_after(
+        self, connection: Connection, place: Place, tenant_id: TenantId | None, limit: int
+    ) -> tuple[Account, ...]:
+        """Return up to `limit` accounts behind `place` in key order, of all or of one tenant."""
+        rows = await connection.fetch(self._sql["accounts_after"], *place, tenant_id, limit)
+        return tuple(account_of(row) for row in rows)
+
+    async def chains(
+        self, connection: Connection, stretch: Stretch, take: Callable[[bytes], None]
+    ) -> None:
+        """Hand the rows of a stretch to `take` as they come, in the form of `chain_rows.py`."""
+
+        async def sink(piece: bytes) -> None:
+            take(piece)
+
+        await connection.copy_from_query(
+            self._chains, *stretch.bounds, output=sink, format="binary"
+        )
+
+    async def has_side_rows(self, connection: Connection, stretch: Stretch) -> bool:
+        """Return whether a stretch has holds or refunds."""
+        found: bool = await connection.fetchval(self._sql["has_side_rows"], *stretch.bounds)
+        return found
+
+    async def wrong_holds(
+        self, connection: Connection, stretch: Stretch, limit: int
+    ) -> list[tuple[AccountId, str]]:
+        """Return holds that are not what the transactions say of them, with their accounts."""
+        rows = await connection.fetch(self._sql["wrong_holds"], *stretch.bounds, limit)
+        return [(AccountId(row["account_id"]), str(row["hold_id"])) for row in rows]
+
+    async def wrong_expiries(
+        self, connection: Connection, stretch: Stretch, limit: int
+    ) -> list[AccountId]:
+        """Return accounts of which a hold expires before they expect it."""
+        rows = await connection.fetch(self._sql["wrong_expiries"], *stretch.bounds, limit)
+        return [AccountId(row["account_id"]) for row in rows]
+
+    async def wrong_refunds(
+        self, connection: Connection, stretch: Stretch, limit: int
+    ) -> list[tuple[AccountId, str]]:
+        """Return transactions of which more or less was refunded than the rows say."""
+        rows = await connection.fetch(self._sql["wrong_refunds"], *stretch.bounds, limit)
+        return [(AccountId(row["account_id"]), str(row["transaction_id"])) for row in rows]
+
+    async def partition_gaps(self, connection: Connection) -> list[tuple[datetime, datetime]]:
+        """Return the stretches of time of which no transaction could be there."""
+        rows = await connection.fetch(self._sql["partition_gaps"])
+        return [(row["gap_from"], row["gap_to"]) for row in rows]

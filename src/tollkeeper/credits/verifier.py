@@ -1,0 +1,178 @@
+"""Verifies the ledger where it stands: reads stretches of accounts and hands them to the judges.
+
+What is right and wrong is decided in `verification.py` and `chain.py`, and by the queries that
+compare holds and refunds with their transactions. Heads and rows of a stretch come from one
+snapshot; stretches need not share theirs.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+from tollkeeper.credits.errors import AccountNotFound, VerificationRunning
+from tollkeeper.credits.model import Account, Fault, FaultKind, Verification
+from tollkeeper.credits.requests import invalid
+from tollkeeper.credits.store import LedgerStore
+from tollkeeper.credits.verification import Findings, StretchVerifier
+from tollkeeper.credits.verification_store import END, START, Stretch, VerificationStore
+from tollkeeper.database.driver import Connection
+from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
+
+STRETCH_ACCOUNTS = 500
+"""Most accounts read in one unit of work while verifying."""
+
+STRETCH_TRANSACTIONS = 50_000
+"""A stretch ends behind the account with which it has this many transactions."""
+
+SLICE_TRANSACTIONS = 100_000
+"""A verification pauses at the first end of a stretch behind this many transactions."""
+
+
+_CURSOR = re.compile(r"(\d{1,3})/([^\0]{1,128})", re.ASCII | re.DOTALL)
+
+
+class LedgerVerifier:
+    """Checks chains, balances, holds, refunds and partitions; one verification at a time."""
+
+    def __init__(self, pool: Pool, ledger: LedgerStore) -> None:
+        self._pool = pool
+        self._ledger = ledger
+        self._store = VerificationStore()
+        self._running = asyncio.Lock()
+
+    async def verify(
+        self, account_id: AccountId | None, tenant_id: TenantId | None, *, after: str | None
+    ) -> Verification:
+        """Check one account, or all behind the cursor `after`; see `CreditsService.verify`."""
+        if self._running.locked():
+            raise VerificationRunning
+        async with self._running, self._pool.connection() as connection:
+            if account_id is not None:
+                return await self._one(connection, account_id, tenant_id)
+            return await self._slice(connection, tenant_id, after)
+
+    async def _one(
+        self, connection: Connection, account_id: AccountId, tenant_id: TenantId | None
+    ) -> Verification:
+        findings = Findings()
+        async with connection.transaction(isolation="repeatable_read", readonly=True):
+            account = await self._ledger.account(connection, account_id, shard_of(account_id))
+            if account is None or tenant_id not in {None, account.tenant_id}:
+                raise AccountNotFound(account_id=account_id)
+            await self._store.take_time(connection)
+            await self._check(connection, Stretch.of(account), (account,), findings)
+        return findings.verification(None)
+
+    async def _slice(
+        self, connection: Connection, tenant_id: TenantId | None, after: str | None
+    ) -> Verification:
+        findings = Findings()
+        place = START if after is None else _place_at(after)
+        if after is None and tenant_id is None:
+            findings.report(await self._missing_partitions(connection))
+        while findings.transactions < SLICE_TRANSACTIONS:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await self._store.take_time(connection)
+                page = await self._store.accounts_after(
+                    connection, place, tenant_id, STRETCH_ACCOUNTS
+                )
+                accounts = _first_of(page)
+                if tenant_id is None:
+                    is_last = len(page) < STRETCH_ACCOUNTS and len(accounts) == len(page)
+                    upto = END if is_last else _place_of(accounts[-1])
+                    await self._check(connection, Stretch.between(place, upto), accounts, findings)
+                else:
+                    is_last = not accounts
+                    for account in accounts:
+                        await self._check(connection, Stretch.of(account), (account,), findings)
+            if is_last:
+                return findings.verification(None)
+            place = _place_of(accounts[-1])
+        return findings.verification(f"{place[0]}/{place[1]}")
+
+    async def _check(
+        self,
+        connection: Connection,
+        stretch: Stretch,
+        accounts: Sequence[Account],
+        findings: Findings,
+    ) -> None:
+        verifier = StretchVerifier(accounts, findings)
+        await self._store.chains(connection, stretch, verifier.feed)
+        verifier.finish()
+        if verifier.has_side_rows or await self._store.has_side_rows(connection, stretch):
+            await self._check_side_rows(connection, stretch, findings)
+
+    async def _check_side_rows(
+        self, connection: Connection, stretch: Stretch, findings: Findings
+    ) -> None:
+        """Check that holds and refunds are what the transactions say of them."""
+        store = self._store
+        findings.report(
+            [
+                _side_fault(account_id, FaultKind.HOLD, f"hold {hold_id}")
+                for account_id, hold_id in await store.wrong_holds(
+                    connection, stretch, findings.room
+                )
+            ]
+        )
+        findings.report(
+            [
+                Fault(
+                    account_id=account_id, sequence=0, fault=FaultKind.HOLD,
+                    detail="a hold expires before the account expects it",
+                )
+                for account_id in await store.wrong_expiries(connection, stretch, findings.room)
+            ]
+        )  # fmt: skip
+        findings.report(
+            [
+                _side_fault(account_id, FaultKind.REFUND, f"what was refunded of {refunded_id}")
+                for account_id, refunded_id in await store.wrong_refunds(
+                    connection, stretch, findings.room
+                )
+            ]
+        )
+
+    async def _missing_partitions(self, connection: Connection) -> list[Fault]:
+        return [
+            Fault(
+                account_id=None, sequence=0, fault=FaultKind.PARTITION,
+                detail=f"no partition has the transactions from {gap_from} to {gap_to}",
+            )
+            for gap_from, gap_to in await self._store.partition_gaps(connection)
+        ]  # fmt: skip
+
+
+def _first_of(page: Sequence[Account]) -> Sequence[Account]:
+    """Return the first accounts of a page, as many as one stretch may have transactions."""
+    transactions = 0
+    for count, account in enumerate(page, start=1):
+        transactions += max(0, account.version)
+        if transactions >= STRETCH_TRANSACTIONS:
+            return page[:count]
+    return page
+
+
+def _place_at(cursor: str) -> tuple[int, str]:
+    """Return the place that a cursor names: no account need be there, nor its shard be right.
+
+    Raises:
+        RequestInvalid: it is none that `next` had.
+    """
+    found = _CURSOR.fullmatch(cursor)
+    if found is None:
+        raise invalid("after", "is not the `next` of a verification")
+    return (int(found[1]), found[2])
+
+
+def _place_of(account: Account) -> tuple[int, str]:
+    return (account.shard, account.account_id)
+
+
+def _side_fault(account_id: AccountId, kind: FaultKind, what: str) -> Fault:
+    return Fault(
+        account_id=account_id, sequence=0, fault=kind,
+        detail=f"{what} is not what the account's transactions say",
+    )  # fmt: skip
