@@ -29,8 +29,8 @@ $(STAMP): pyproject.toml requirements.lock
 demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: end after the summary)
 	@$(BIN)/tollkeeper demo $(ARGS)
 
-test: $(STAMP) ## all tests, on a real PostgreSQL
-	@$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
+test: $(STAMP) ## all tests, on a real PostgreSQL for each of as many processes as there are cores
+	@$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=90
 	@$(BIN)/coverage report --include='src/tollkeeper/access/*' --fail-under=95
 

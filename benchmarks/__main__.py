@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks import startup
 from benchmarks.bench import Bench
-from benchmarks.credits import checkpoints, engine, growth, holds, http, reads
+from benchmarks.credits import checkpoints, engine, growth, holds, http, reads, verification
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from tollkeeper.database.connect import connector
@@ -23,6 +23,7 @@ from tollkeeper.database.embedded import EmbeddedServer
 BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.measure,
     "holds": holds.measure,
+    "verification": verification.measure,
     "checkpoints": checkpoints.measure,
     "http": http.measure,
     "balance_read": reads.measure,

@@ -53,9 +53,9 @@ async def _grow(bench: Bench, dsn: str, large: int) -> list[Figure]:
     names = account_names(MANY_ACCOUNTS)
     async with running_engine(dsn) as under_test:
         await open_accounts(under_test.engine, names, FIRST_BALANCE_MINOR)
-        await _fill(bench, under_test, names, SMALL)
+        await fill(bench, under_test, names, SMALL)
         before = await _rounds(bench, under_test, names, SMALL)
-        await _fill(bench, under_test, names, large)
+        await fill(bench, under_test, names, large)
         after = await _rounds(bench, under_test, names, large)
         exact = await prove_exact(dsn, under_test.posted())
     return [
@@ -82,7 +82,7 @@ async def _rounds(
     return tuple([await measure_round() for _ in range(bench.rounds)])
 
 
-async def _fill(bench: Bench, under_test: EngineUnderTest, names: list[str], size: int) -> None:
+async def fill(bench: Bench, under_test: EngineUnderTest, names: list[str], size: int) -> None:
     """Grow the ledger to `size` transactions, through the engine itself."""
     workload = Workload(names, seed=size)
     reported = time.perf_counter()

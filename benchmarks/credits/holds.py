@@ -1,10 +1,5 @@
-"""Holds: reserve, capture a part, release the rest, as one triple of a caller; and `verify`.
+"""Holds: reserve, capture a part, release the rest, as one triple of a caller."""
 
-The ledger that the triples leave behind is what verification is measured on, in one process, as
-the service does it: read through a cursor, hash by hash, holds compared with their transactions.
-"""
-
-import time
 from dataclasses import replace
 from uuid import UUID
 
@@ -18,18 +13,14 @@ from benchmarks.measure import Load, Sample, closed_loop, median_rate
 from tollkeeper.credits import requests
 from tollkeeper.credits.model import Posted
 from tollkeeper.credits.requests import WriteWords
-from tollkeeper.credits.service import CreditsService
-from tollkeeper.credits.store import LedgerStore
 from tollkeeper.kernel.ids import entropy_in_blocks
 
 HELD_MINOR = 100
 CAPTURED_MINOR = 60
-VERIFY_TARGET = 100_000
-"""Transactions a second on one core (issue 3)."""
 
 
 def measure(bench: Bench) -> list[Figure]:
-    """Return the figures of holds and of verification."""
+    """Return the figures of holds."""
     return uvloop.run(_measure(bench, bench.migrated_database("credits")))
 
 
@@ -39,7 +30,6 @@ async def _measure(bench: Bench, dsn: str) -> list[Figure]:
         await open_accounts(under_test.engine, names, FIRST_BALANCE_MINOR)
         measured = bench.reported("holds, triples", lambda: _triples(under_test, names, load))
         samples = tuple([await measured() for _ in range(bench.rounds)])
-        rates = [await _verified(bench, under_test) for _ in range(bench.rounds)]
     return [
         Figure(
             what=f"holds (reserve, capture, release), {CALLERS} callers, {len(names):,} accounts",
@@ -47,13 +37,6 @@ async def _measure(bench: Bench, dsn: str) -> list[Figure]:
             unit=" triples/s",
             samples=samples,
             note=f"latencies of whole triples, {load_note(samples)}",
-        ),
-        Figure(
-            what="verification",
-            value=sorted(rates)[len(rates) // 2],
-            unit="/s",
-            target=VERIFY_TARGET,
-            note="transactions of accounts with holds, service and database on two cores",
         ),
     ]
 
@@ -84,18 +67,3 @@ async def _triples(under_test: EngineUnderTest, names: list[str], load: Load) ->
     operations_after, batches_after = under_test.batches()
     mean = (operations_after - operations) / (batches_after - batches)
     return replace(sample, batch_mean=mean)
-
-
-async def _verified(bench: Bench, under_test: EngineUnderTest) -> float:
-    """Verify the whole ledger; return transactions a second."""
-    service = CreditsService(under_test.engine, under_test.pool, LedgerStore())
-    began, count, after = time.perf_counter(), 0, None
-    while True:
-        found = await service.verify(None, None, after=after)
-        assert found.faults == (), found.faults[:3]
-        count, after = count + found.transactions, found.next
-        if after is None:
-            break
-    rate = count / (time.perf_counter() - began)
-    bench.say(f"verification of {count:,} transactions: {rate:,.0f}/s")
-    return rate

@@ -254,12 +254,8 @@ class VerifyBody(msgspec.Struct, forbid_unknown_fields=True):
 
     account_id: AccountIdText | None = None
     after: Annotated[
-        str | None,
-        Meta(
-            min_length=1,
-            max_length=132,
-            description="`next` of the slice before; null: from the start",
-        ),
+        Annotated[str, Meta(min_length=1, max_length=132)] | None,
+        Meta(description="`next` of the slice before; null: from the start"),
     ] = None
 
 

@@ -260,8 +260,8 @@ SELECT
 SELECT coalesce(h.account_id, said.account_id) AS account_id, coalesce(h.hold_id, said.hold_id) AS hold_id
 FROM (
     SELECT
-        account_id, hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance, expires_at,
-        state
+        shard, account_id, hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance,
+        expires_at, state
     FROM holds
     WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
         AND (shard, account_id) <= ($4::smallint, $5::text)
@@ -274,7 +274,8 @@ FULL JOIN (
         coalesce(sum(freed), 0)::bigint AS gone,
         coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)::bigint AS taken,
         max(allowance) AS allowance,
-        (array_agg(expires_at ORDER BY sequence DESC) FILTER (WHERE expires_at IS NOT NULL))[1] AS expires_at,
+        max(expires_at) FILTER (WHERE kind = 'hold') AS expires_at,
+        max(sequence) FILTER (WHERE kind = 'extend') AS extended,
         bool_or(kind = 'expire') AS is_expired
     FROM credit_transactions
     WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
@@ -283,7 +284,15 @@ FULL JOIN (
     GROUP BY 1, 2
 ) AS said ON said.hold_id = h.hold_id
 WHERE (h.account_id, h.amount, h.gone, h.taken, h.allowance, h.expires_at, h.state) IS DISTINCT FROM (
-    said.account_id, said.amount, said.gone, said.taken, said.allowance, said.expires_at,
+    said.account_id, said.amount, said.gone, said.taken, said.allowance,
+    CASE
+        WHEN said.extended IS NULL THEN said.expires_at
+        ELSE (
+            SELECT max(e.expires_at)
+            FROM credit_transactions AS e
+            WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
+        )
+    END,
     CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
 )
 ORDER BY 1, 2
