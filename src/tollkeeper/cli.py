@@ -6,39 +6,27 @@ about it to standard error; every `TollkeeperError` is one sentence and an exit 
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from enum import StrEnum
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
-from tollkeeper.config import Settings, read_settings
+from tollkeeper.config import read_settings
 from tollkeeper.credits.audit_cli import checkpoints_app
 from tollkeeper.credits.hold_cli import app as credits_app
+from tollkeeper.face import Face, Service, connect_to, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
+from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.migrate.cli import migrate_command
-
-if TYPE_CHECKING:
-    from tollkeeper.client.address import Address
-    from tollkeeper.client.credits import CreditsClient
-    from tollkeeper.client.keys import KeysClient
-    from tollkeeper.client.messages import IssuedKey
-    from tollkeeper.client.terminal import Listing, Screen
-    from tollkeeper.kernel.backoff import Backoff
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
-
-_Result = TypeVar("_Result")
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,137 +76,12 @@ Topup = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
-class Service(StrEnum):
-    """Services that have a database."""
-
-    CREDITS = "credits"
-    ACCESS = "access"
-
-
-class Face:
-    """What every command works with; the only thing put into Typer's context.
-
-    It is the `Terminal` of `credits/cli.py` and the `KeyTerminal` of `access/cli.py`. Everything is
-    made when it is first needed.
-    """
-
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        self._environment = environment
-
-    def settings(self, *, data: Path | None = None, port: int | None = None) -> Settings:
-        """Return the settings, with what the command line says over the environment."""
-        settings = read_settings(self._environment)
-        if data is not None:
-            settings = replace(settings, data=data)
-        if port is not None:
-            settings = replace(settings, credits_port=port)
-        return settings
-
-    def connector(self, data: Path | None = None) -> "Callable[[int], CreditsClient]":
-        """Return what connects to the service over so many connections."""
-        address = _address_of(self.settings(data=data))
-        return partial(connect_to, address.url, address.api_key)
-
-    def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
-        """Connect to the service, do the work, disconnect."""
-        from tollkeeper.client.caller import IMPATIENT
-
-        address = _address_of(self.settings())
-
-        async def connected() -> _Result:
-            async with connect_to(address.url, address.api_key, 1, backoff=IMPATIENT) as client:
-                return await work(client)
-
-        return run(connected())
-
-    def call_keys(self, work: "Callable[[KeysClient], Awaitable[_Result]]") -> _Result:
-        """Connect to the service to administer keys, do the work, disconnect."""
-        from tollkeeper.client.caller import IMPATIENT
-        from tollkeeper.client.keys import KeysClient
-
-        address = _address_of(self.settings())
-
-        async def connected() -> _Result:
-            async with KeysClient(
-                address.url, address.api_key, connections=1, backoff=IMPATIENT
-            ) as client:
-                return await work(client)
-
-        return run(connected())
-
-    def first_key(self, name: str, *, expires_in_s: int | None, is_forced: bool) -> "IssuedKey":
-        """Make the first key, as the owner of the database of keys."""
-        from tollkeeper.client.messages import IssuedKey
-        from tollkeeper.telemetry.logging import configure_logging
-        from tollkeeper.wiring import create_first_key
-
-        settings = self.settings()
-        configure_logging("warning", settings.log_format)
-        dsn = _dsn_of(settings, Service.ACCESS)
-        issued = run(create_first_key(dsn, name, expires_in_s=expires_in_s, is_forced=is_forced))
-        key = issued.key
-        return IssuedKey(
-            key_id=str(key.key_id), name=key.name, scopes=key.scopes, state="active",
-            created_at=key.created_at, expires_at=key.expires_at, token=issued.token,
-        )  # fmt: skip
-
-    def say(self, text: str) -> None:
-        """Print a sentence to standard error."""
-        typer.echo(text, err=True)
-
-    def screen(self, *, as_json: bool = False) -> "Screen":
-        """Return where output goes."""
-        from tollkeeper.client.terminal import Screen
-
-        return Screen(as_json=as_json)
-
-    def json(self, document: object) -> None:
-        """Print one JSON document to standard output."""
-        self.screen(as_json=True).json(document)
-
-    def json_lines(self, documents: Sequence[object]) -> None:
-        """Print JSON documents to standard output, one a line."""
-        self.screen(as_json=True).json_lines(documents)
-
-    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
-        """Print named facts below each other."""
-        self.screen().facts(title, facts)
-
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows; a column whose name starts with `#` holds numbers."""
-        self.screen().table(title, columns, rows)
-
-    def listing(self, title: str, columns: Sequence[str]) -> "Listing":
-        """Return a table, of columns as above, that is printed as its rows come."""
-        return self.screen().listing(title, columns)
-
-
-def connect_to(
-    url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
-) -> "CreditsClient":
-    """Return a client of a service."""
-    from tollkeeper.client.caller import PATIENT
-    from tollkeeper.client.credits import CreditsClient
-
-    return CreditsClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
-
-
 def main() -> None:
     """Run the command line; the only place where errors become text and exit codes."""
     try:
         app()
     except TollkeeperError as error:
         sys.exit(_tell(error, as_json="--json" in sys.argv[1:]))
-
-
-def run(work: Coroutine[object, object, _Result]) -> _Result:
-    """Run a coroutine on a fast event loop; Ctrl-C cancels it and raises KeyboardInterrupt."""
-    import asyncio
-
-    import uvloop
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
 
 
 @app.callback()
@@ -271,7 +134,7 @@ def worker(
 
 
 def _migrated_dsn(database: str) -> str:
-    return _dsn_of(read_settings(os.environ), Service(database))
+    return dsn_of(read_settings(os.environ), Service(database))
 
 
 app.command("migrate")(migrate_command(_migrated_dsn))
@@ -286,7 +149,7 @@ def database_url(
 ) -> None:
     """Print the address of a database: psql "$(tollkeeper db url credits)"."""
     face = _face(context)
-    dsn = _dsn_of(face.settings(data=data), service)
+    dsn = dsn_of(face.settings(data=data), service)
     if as_json:
         face.json({"service": service.value, "dsn": dsn})
         return
@@ -419,36 +282,6 @@ def _fresh_name() -> str:
 def _face(context: typer.Context) -> Face:
     face: Face = context.obj
     return face
-
-
-def _address_of(settings: Settings) -> "Address":
-    from tollkeeper.client.address import Address, find_local
-
-    if settings.url is None and settings.api_key is None:
-        return find_local(settings.data)
-    if settings.url is None or settings.api_key is None:
-        raise ConfigurationError(
-            problem="TOLLKEEPER_URL and TOLLKEEPER_API_KEY belong together: set both or neither."
-        )
-    return Address(url=settings.url, api_key=settings.api_key)
-
-
-def _dsn_of(settings: Settings, service: Service) -> str:
-    configured = {
-        Service.CREDITS: settings.credits_dsn,
-        Service.ACCESS: settings.access_dsn,
-    }[service]
-    if configured is not None:
-        return configured
-    from tollkeeper.database.embedded import dsn_at, holder_of, is_listening
-
-    holder = holder_of(settings.data)
-    if holder is None or holder.socket is None or not is_listening(holder.socket):
-        raise ConfigurationError(
-            problem=f"no database runs in {settings.data}: start it with `tollkeeper up`, or set "
-            f"TOLLKEEPER_{service.value.upper()}_DSN."
-        )
-    return dsn_at(holder.socket, service.value)
 
 
 def _speed_of(text: str) -> float | None:

@@ -6,7 +6,7 @@ Invariant: a money write carries one idempotency key for all its attempts: howev
 it has its effect at most once. That is what makes retrying after a lost connection right.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from urllib.parse import quote
 
 import msgspec
@@ -225,16 +225,24 @@ class CreditsClient(AuditCaller):
             raise AnswerMalformed(url=self._url, reason=reason)
         return answer.results
 
-    async def verify(self, account_id: str | None = None) -> Verification:
+    async def verify(
+        self,
+        account_id: str | None = None,
+        *,
+        watch: Callable[[Verification], None] = lambda _: None,
+    ) -> Verification:
         """Have the service check the chain and the balances of one account, or of all.
 
-        The service checks all accounts a slice at a time; this asks until there is no next one.
+        The service checks all accounts a slice at a time; this asks until there is no next one, and
+        tells `watch` after each what was found so far.
         """
         if account_id is not None:
             return await self._verify_slice({"account_id": account_id})
         found = await self._verify_slice({})
+        watch(found)
         while found.next is not None:
             found = _joined(found, await self._verify_slice({"after": found.next}))
+            watch(found)
         return found
 
     async def _verify_slice(self, request: dict[str, str]) -> Verification:

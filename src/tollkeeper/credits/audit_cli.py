@@ -123,8 +123,13 @@ class ProofView(Protocol):
 class AuditLedger(Ledger, Protocol):
     """The calls these commands make."""
 
-    async def verify(self, account_id: str | None = None) -> VerificationView:
-        """Check one account, or all."""
+    async def verify(
+        self,
+        account_id: str | None = None,
+        *,
+        watch: Callable[[VerificationView], None] = ...,
+    ) -> VerificationView:
+        """Check one account, or all; `watch` is told how far it is."""
         ...
 
     async def checkpoints(self, *, after: int = ..., limit: int = ...) -> CheckpointPageView:
@@ -168,7 +173,7 @@ def verify(
     audited: AuditFindings | None = None
     if checkpoints is not None:
         audited = _audit(terminal, checkpoints, public_key or [], is_partial=partial)
-    found = _call(terminal, lambda ledger: ledger.verify(account_id))
+    found = _call(terminal, lambda ledger: _verified(terminal, ledger, account_id, as_json=as_json))
     _show(terminal, found, audited, as_json=as_json)
     if found.faults or (audited is not None and audited.faults):
         raise typer.Exit(FAULTS_EXIT)
@@ -255,6 +260,22 @@ def create_key(
         f"The private key is in {file}: for the worker alone, as TOLLKEEPER_CHECKPOINT_KEY",
         (("public key", public["public_key"]), ("also in", public["file"])),
     )
+
+
+async def _verified(
+    terminal: Terminal, ledger: AuditLedger, account_id: str | None, *, as_json: bool
+) -> VerificationView:
+    """Verify, and show how far it is to whoever waits."""
+    if as_json:
+        return await ledger.verify(account_id)
+    transactions = 0
+
+    def watch(found: VerificationView) -> None:
+        nonlocal transactions
+        transactions = found.transactions
+
+    async with terminal.progress("verifying", done=lambda: transactions):
+        return await ledger.verify(account_id, watch=watch)
 
 
 def _audit(

@@ -7,6 +7,7 @@ commands need of it.
 # ruff: noqa: D102 - the views' properties are the contract's fields and say what they are
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from typing import Annotated, Protocol, TypeVar
 
@@ -165,6 +166,10 @@ class Terminal(Protocol):
 
     def listing(self, title: str, columns: Sequence[str]) -> Listing:
         """Return a table, of columns as above, that is printed as its rows come."""
+        ...
+
+    def progress(self, title: str, *, done: Callable[[], int]) -> AbstractAsyncContextManager[None]:
+        """Show on standard error how much is done while the block runs."""
         ...
 
 

@@ -1,0 +1,193 @@
+"""What every command of the command line works with: settings, the service, the screen.
+
+Imports neither server nor driver before a command needs them: `--help` is quick.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import typer
+
+from tollkeeper.config import Settings, read_settings
+from tollkeeper.kernel.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tollkeeper.client.address import Address
+    from tollkeeper.client.credits import CreditsClient
+    from tollkeeper.client.keys import KeysClient
+    from tollkeeper.client.messages import IssuedKey
+    from tollkeeper.client.terminal import Listing, Screen
+    from tollkeeper.kernel.backoff import Backoff
+
+_Result = TypeVar("_Result")
+
+
+class Service(StrEnum):
+    """Services that have a database."""
+
+    CREDITS = "credits"
+    ACCESS = "access"
+
+
+class Face:
+    """What every command works with; the only thing put into Typer's context.
+
+    It is the `Terminal` of `credits/cli.py` and the `KeyTerminal` of `access/cli.py`. Everything is
+    made when it is first needed.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._environment = environment
+
+    def settings(self, *, data: Path | None = None, port: int | None = None) -> Settings:
+        """Return the settings, with what the command line says over the environment."""
+        settings = read_settings(self._environment)
+        if data is not None:
+            settings = replace(settings, data=data)
+        if port is not None:
+            settings = replace(settings, credits_port=port)
+        return settings
+
+    def connector(self, data: Path | None = None) -> "Callable[[int], CreditsClient]":
+        """Return what connects to the service over so many connections."""
+        address = _address_of(self.settings(data=data))
+        return partial(connect_to, address.url, address.api_key)
+
+    def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service, do the work, disconnect."""
+        from tollkeeper.client.caller import IMPATIENT
+
+        address = _address_of(self.settings())
+
+        async def connected() -> _Result:
+            async with connect_to(address.url, address.api_key, 1, backoff=IMPATIENT) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def call_keys(self, work: "Callable[[KeysClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service to administer keys, do the work, disconnect."""
+        from tollkeeper.client.caller import IMPATIENT
+        from tollkeeper.client.keys import KeysClient
+
+        address = _address_of(self.settings())
+
+        async def connected() -> _Result:
+            async with KeysClient(
+                address.url, address.api_key, connections=1, backoff=IMPATIENT
+            ) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def first_key(self, name: str, *, expires_in_s: int | None, is_forced: bool) -> "IssuedKey":
+        """Make the first key, as the owner of the database of keys."""
+        from tollkeeper.client.messages import IssuedKey
+        from tollkeeper.telemetry.logging import configure_logging
+        from tollkeeper.wiring import create_first_key
+
+        settings = self.settings()
+        configure_logging("warning", settings.log_format)
+        dsn = dsn_of(settings, Service.ACCESS)
+        issued = run(create_first_key(dsn, name, expires_in_s=expires_in_s, is_forced=is_forced))
+        key = issued.key
+        return IssuedKey(
+            key_id=str(key.key_id), name=key.name, scopes=key.scopes, state="active",
+            created_at=key.created_at, expires_at=key.expires_at, token=issued.token,
+        )  # fmt: skip
+
+    def say(self, text: str) -> None:
+        """Print a sentence to standard error."""
+        typer.echo(text, err=True)
+
+    def screen(self, *, as_json: bool = False) -> "Screen":
+        """Return where output goes."""
+        from tollkeeper.client.terminal import Screen
+
+        return Screen(as_json=as_json)
+
+    def json(self, document: object) -> None:
+        """Print one JSON document to standard output."""
+        self.screen(as_json=True).json(document)
+
+    def json_lines(self, documents: Sequence[object]) -> None:
+        """Print JSON documents to standard output, one a line."""
+        self.screen(as_json=True).json_lines(documents)
+
+    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+        """Print named facts below each other."""
+        self.screen().facts(title, facts)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers."""
+        self.screen().table(title, columns, rows)
+
+    def listing(self, title: str, columns: Sequence[str]) -> "Listing":
+        """Return a table, of columns as above, that is printed as its rows come."""
+        return self.screen().listing(title, columns)
+
+    def progress(
+        self, title: str, *, done: "Callable[[], int]"
+    ) -> "AbstractAsyncContextManager[None]":
+        """Show on standard error how much is done while the block runs."""
+        return self.screen().progress(title, total=None, done=done)
+
+
+def connect_to(
+    url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
+) -> "CreditsClient":
+    """Return a client of a service."""
+    from tollkeeper.client.caller import PATIENT
+    from tollkeeper.client.credits import CreditsClient
+
+    return CreditsClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
+
+
+def run(work: Coroutine[object, object, _Result]) -> _Result:
+    """Run a coroutine on a fast event loop; Ctrl-C cancels it and raises KeyboardInterrupt."""
+    import asyncio
+
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(work)
+
+
+def _address_of(settings: Settings) -> "Address":
+    from tollkeeper.client.address import Address, find_local
+
+    if settings.url is None and settings.api_key is None:
+        return find_local(settings.data)
+    if settings.url is None or settings.api_key is None:
+        raise ConfigurationError(
+            problem="TOLLKEEPER_URL and TOLLKEEPER_API_KEY belong together: set both or neither."
+        )
+    return Address(url=settings.url, api_key=settings.api_key)
+
+
+def dsn_of(settings: Settings, service: Service) -> str:
+    """Return where a service's database is: as configured, or the local one.
+
+    Raises:
+        ConfigurationError: neither is there.
+    """
+    configured = {
+        Service.CREDITS: settings.credits_dsn,
+        Service.ACCESS: settings.access_dsn,
+    }[service]
+    if configured is not None:
+        return configured
+    from tollkeeper.database.embedded import dsn_at, holder_of, is_listening
+
+    holder = holder_of(settings.data)
+    if holder is None or holder.socket is None or not is_listening(holder.socket):
+        raise ConfigurationError(
+            problem=f"no database runs in {settings.data}: start it with `tollkeeper up`, or set "
+            f"TOLLKEEPER_{service.value.upper()}_DSN."
+        )
+    return dsn_at(holder.socket, service.value)
