@@ -135,7 +135,7 @@ class Face:
         self, title: str, *, done: "Callable[[], int]"
     ) -> "AbstractAsyncContextManager[None]":
         """Show on standard error how much is done while the block runs."""
-        return self.screen().progress(title, total=None, done=done)
+        return self.screen().progress(title, total=None, done=done, is_passing=True)
 
 
 def connect_to(

@@ -81,9 +81,17 @@ class Screen:
 
     @asynccontextmanager
     async def progress(
-        self, title: str, *, total: int | None, done: Callable[[], int]
+        self,
+        title: str,
+        *,
+        total: int | None,
+        done: Callable[[], int],
+        is_passing: bool = False,
     ) -> AsyncIterator[None]:
-        """Show a bar on standard error while the block runs; `done` is asked now and then."""
+        """Show a bar on standard error while the block runs; `done` is asked now and then.
+
+        One that is `is_passing` is there for whoever waits: gone when it is over, and not in files.
+        """
         if self.as_json:
             yield
             return
@@ -95,6 +103,8 @@ class Screen:
             TimeRemainingColumn(elapsed_when_finished=True),
             console=self._err,
             auto_refresh=False,  # a thread would compete with the event loop
+            transient=is_passing,
+            disable=is_passing and not self._err.is_terminal,
         )
         task = bar.add_task(title, total=total)
 

@@ -184,6 +184,7 @@ async def plan_of(connection: Connection, name: str, *arguments: str) -> list[di
 EMPTY_COMMIT = ["'{}'"] * 3 + ["now()"] + ["'{}'"] * 2
 SOME_ID = "'01978a3c-5f00-7abc-8def-0123456789ab'"
 EMPTY_LOAD = ["'{}'"] * 2 + [f"'{KEY_RETENTION.total_seconds():.0f} s'"]
+STRETCH = ["1", "'ann'", "0", "1", "'ann'"]
 STATEMENTS = {
     "load": EMPTY_LOAD,
     "lock_accounts": ["'{}'", "'{}'"],
@@ -191,13 +192,14 @@ STATEMENTS = {
     "transactions_by_key": ["'{}'"] * 4,
     "account": ["1", "'ann'"],
     "history": ["1", "'ann'", "0", "100"],
-    "accounts_after": ["1", "'ann'", "200"],
-    "chain": ["1", "'ann'"],
+    "accounts_after": ["1", "'ann'", "NULL", "200"],
+    "chains": STRETCH,
     "holds": ["'{}'"],
     "open_holds": ["'{}'", "now()"],
     "hold": ["1", SOME_ID],
     "account_holds": ["1", "'ann'", SOME_ID, "100"],
-    "accounts_with_side_rows": ["'{}'"],
+    "has_side_rows": STRETCH,
+    "wrong_expiries": [*STRETCH, "100"],
     "refundables": ["'{}'", "'{}'"],
     "transaction": ["1", SOME_ID, "now()"],
     "due_accounts": ["100"],
@@ -228,6 +230,23 @@ async def test_every_statement_finds_its_rows_by_index_however_little_is_known_o
             # that finds a transaction by its id alone.
             condition = str(node.get("Index Cond", "shard"))
             assert "shard" in condition or "transaction_id" in condition
+
+
+@pytest.mark.usefixtures("statistics")
+@pytest.mark.parametrize("name", ["wrong_holds", "wrong_refunds"])
+async def test_a_stretch_is_compared_without_reading_beyond_it(
+    session: Connection, name: str
+) -> None:
+    """A full join hashes or merges; what it joins is found by index."""
+    found = await plan_of(session, name, *STRETCH, "100")
+    scans = [node for node in found if "Scan" in str(node["Node Type"])]
+    conditions = [str(node["Index Cond"]) for node in scans if "Index Cond" in node]
+
+    assert {"Index Scan", "Index Only Scan", "Subquery Scan"} >= {
+        str(node["Node Type"]) for node in scans
+    }
+    assert len(conditions) >= 2
+    assert all("shard" in each or "transaction_id" in each for each in conditions)
 
 
 async def test_a_key_is_looked_for_in_the_partitions_of_its_lifetime_only(
