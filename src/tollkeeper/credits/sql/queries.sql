@@ -5,14 +5,14 @@
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
-    NULL::timestamptz AS next_expiry, NULL::bytea AS key_hash
+    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bytea AS key_hash
 UNION ALL
 SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash,
-    a.next_expiry, NULL
+    a.next_expiry, a.frozen_at, NULL
 FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
-SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, i.key_hash
+SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, i.key_hash
 FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
@@ -90,12 +90,17 @@ WHERE t.transaction_id = $2 AND t.shard = $1
     AND t.created_at >= $3 AND t.created_at < $3::timestamptz + interval '1 millisecond';
 
 -- due_accounts --
--- Accounts with holds whose time is over, for the sweeper; the longest overdue first.
-SELECT h.account_id, h.shard
-FROM holds AS h
-WHERE h.state = 'open' AND h.expires_at <= clock_timestamp()
-GROUP BY h.account_id, h.shard
-ORDER BY min(h.expires_at)
+-- Accounts with holds whose time is over, for the sweeper; the longest overdue first. Of a frozen account none.
+SELECT due.account_id, due.shard
+FROM (
+    SELECT h.account_id, h.shard, min(h.expires_at) AS since
+    FROM holds AS h
+    WHERE h.state = 'open' AND h.expires_at <= clock_timestamp()
+    GROUP BY h.account_id, h.shard
+) AS due
+JOIN accounts AS a ON a.shard = due.shard AND a.account_id = due.account_id
+WHERE a.frozen_at IS NULL
+ORDER BY due.since
 LIMIT $1;
 
 -- lock_accounts --
@@ -108,7 +113,8 @@ FOR UPDATE OF a;
 
 -- commit --
 -- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
--- and idempotency keys together or, for an account that moved meanwhile, not at all. Returns who landed.
+-- and idempotency keys together or, for an account that moved or was frozen meanwhile, not at all. Returns
+-- who landed.
 -- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
 -- $6 refunds in their final state.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
@@ -118,7 +124,7 @@ WITH moved AS (
         balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
         next_expiry = s.next_expiry
     FROM unnest($1::settled_account[]) AS s
-    WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected
+    WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected AND a.frozen_at IS NULL
     RETURNING a.account_id
 ),
 opened AS (
@@ -194,7 +200,7 @@ JOIN credit_transactions AS t
 
 -- account --
 -- One account as it stands.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at
 FROM accounts
 WHERE shard = $1 AND account_id = $2;
 
@@ -210,7 +216,7 @@ LIMIT $4;
 
 -- accounts_after --
 -- A page of accounts in key order, for verification.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at
 FROM accounts
 WHERE (shard, account_id) > ($1::smallint, $2::text)
 ORDER BY shard, account_id
