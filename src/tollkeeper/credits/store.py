@@ -5,7 +5,7 @@ for each column: in batches of 28 an operation then costs Python 28.6 µs instea
 PostgreSQL 30.1 µs instead of 33.5 µs.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -113,8 +113,8 @@ class LedgerStore:
                 found[account.account_id] = account
             else:
                 hits.append(row)
-        kept = await self._kept(connection, hits, found) if hits else {}
-        frozen = [(a.shard, a.account_id) for a in found.values() if a.frozen_at is not None]
+        frozen = {a.account_id: a.shard for a in found.values() if a.frozen_at is not None}
+        kept = await self._kept(connection, hits, frozen) if hits else {}
         findings = await self._findings(connection, frozen) if frozen else {}
         return Loaded(now, found, kept, findings=findings)
 
@@ -140,8 +140,9 @@ class LedgerStore:
         )
 
     async def _findings(
-        self, connection: Connection, places: Sequence[tuple[int, AccountId]]
+        self, connection: Connection, accounts: Mapping[AccountId, int]
     ) -> dict[AccountId, tuple[Fault, ...]]:
+        places = [(shard, account_id) for account_id, shard in accounts.items()]
         rows = await connection.fetch(self._sql["findings"], places)
         return {
             AccountId(row["account_id"]): msgspec.json.decode(row["faults"], type=tuple[Fault, ...])
@@ -201,7 +202,7 @@ class LedgerStore:
         }  # fmt: skip
 
     async def _kept(
-        self, connection: Connection, hits: Sequence[Row], accounts: Mapping[AccountId, Account]
+        self, connection: Connection, hits: Sequence[Row], frozen: Container[AccountId]
     ) -> dict[tuple[AccountId, bytes], Transaction]:
         """Return what known keys made; of a frozen account the rows may be gone."""
         rows = await connection.fetch(
@@ -217,8 +218,7 @@ class LedgerStore:
                 hit["account_id"], hit["version"]
             ]
             for hit in hits
-            if accounts[hit["account_id"]].frozen_at is None
-            or (hit["account_id"], hit["version"]) in by_place
+            if hit["account_id"] not in frozen or (hit["account_id"], hit["version"]) in by_place
         }
 
     async def lock_accounts(

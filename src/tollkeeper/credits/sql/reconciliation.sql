@@ -60,7 +60,7 @@ ORDER BY a.shard, a.account_id
 LIMIT $3;
 
 -- accounts_beside_reconciled --
--- Accounts, each with where it was last reconciled and what was accepted with its last lifted freeze.
+-- Accounts, each with where it was last reconciled.
 SELECT
     a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.created_at,
     a.next_expiry, a.frozen_at, r.sequence AS reconciled_sequence, r.balance AS reconciled_balance,
@@ -96,8 +96,8 @@ SET
     sequence = excluded.sequence, balance = excluded.balance, reserved = excluded.reserved,
     head_hash = excluded.head_hash;
 
--- accepted_faults --
--- What liftings of an account's freezes have accepted: rows up to a sequence, and the faults that were known.
+-- lifted_freezes --
+-- What was accepted by lifting freezes of an account: rows up to a sequence, and the faults that were known.
 SELECT f.lifted_sequence, f.faults
 FROM freezes AS f
 WHERE f.shard = $1 AND f.account_id = $2 AND f.lifted_at IS NOT NULL;
@@ -118,13 +118,17 @@ VALUES ($1, $2, $3, $4, $5::text::json, $6, $7, $8)
 ON CONFLICT (shard, account_id) WHERE lifted_at IS NULL DO NOTHING;
 
 -- rows_at --
--- The transactions of an account at some sequences, as they are stored.
+-- The transactions of an account at some sequences, and its last one, as they are stored.
 SELECT
     t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
     t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
     t.reference_id, t.freed, t.expires_at, t.allowance, t.payment
 FROM credit_transactions AS t
-WHERE t.shard = $1 AND t.account_id = $2 AND t.sequence = ANY($3::bigint[])
+WHERE t.shard = $1 AND t.account_id = $2
+    AND t.sequence = ANY(array_append(
+        $3::bigint[],
+        (SELECT max(m.sequence) FROM credit_transactions AS m WHERE m.shard = $1 AND m.account_id = $2)
+    ))
 ORDER BY t.sequence, t.created_at;
 
 -- standing --
@@ -138,6 +142,18 @@ SELECT
         LEFT JOIN accounts AS a ON a.shard = r.shard AND a.account_id = r.account_id
         WHERE a.account_id IS NULL
     ) AS vanished;
+
+-- count_frozen --
+-- How many freezes are not lifted.
+SELECT count(*) FROM freezes WHERE lifted_at IS NULL;
+
+-- accounts_between --
+-- Accounts behind a place up to another, in key order.
+SELECT account_id
+FROM accounts
+WHERE (shard, account_id) > ($1::smallint, $2::text) AND (shard, account_id) <= ($3::smallint, $4::text)
+ORDER BY shard, account_id
+LIMIT $5;
 
 -- progress --
 -- Behind which account the pass over all chains goes on.
