@@ -19,7 +19,7 @@ from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import Settings, read_settings
 from tollkeeper.credits.audit_cli import checkpoints_app
-from tollkeeper.credits.hold_cli import app as credits_app
+from tollkeeper.credits.freeze_cli import app as credits_app
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError

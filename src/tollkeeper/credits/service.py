@@ -21,6 +21,7 @@ from tollkeeper.credits.model import (
     Account,
     Fault,
     FaultKind,
+    Freeze,
     Hold,
     Opened,
     Operation,
@@ -30,6 +31,7 @@ from tollkeeper.credits.model import (
     Transaction,
     Verification,
 )
+from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.requests import account_id_of
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.driver import Connection
@@ -72,6 +74,7 @@ class CreditsService:
         self._engine = engine
         self._pool = pool
         self._store = store
+        self._freezes = ReconciliationStore()
         self._verifying = asyncio.Lock()
         self._hold_accounts: dict[TransactionId, AccountId] = {}
 
@@ -152,6 +155,13 @@ class CreditsService:
         if found is None or tenant_id not in {None, found[1]}:
             raise TransactionNotFound(transaction_id=transaction_id)
         return found[0]
+
+    async def frozen(
+        self, tenant_id: TenantId | None, *, after: int, limit: int
+    ) -> tuple[Freeze, ...]:
+        """Return up to `limit` frozen accounts behind a number, the longest frozen first."""
+        async with self._pool.connection() as connection:
+            return await self._freezes.open_freezes(connection, tenant_id, after=after, limit=limit)
 
     async def account_of_hold(
         self, hold_id: TransactionId, tenant_id: TenantId | None
