@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks import startup
 from benchmarks.bench import Bench
-from benchmarks.credits import checkpoints, engine, growth, holds, http, reads
+from benchmarks.credits import checkpoints, engine, growth, holds, http, reads, reconciliation
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from tollkeeper.database.connect import connector
@@ -24,6 +24,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "engine": engine.measure,
     "holds": holds.measure,
     "checkpoints": checkpoints.measure,
+    "reconciliation": reconciliation.measure,
     "http": http.measure,
     "balance_read": reads.measure,
     "startup": startup.measure,

@@ -53,8 +53,17 @@ PAUSE_LIMIT_S: Final = 600.0
 EVIDENCE_TIMEOUT_S: Final = 10.0
 """A freeze waits so long for its evidence to be written, and goes without after that."""
 
+STANDING_PERIOD_S: Final = 60.0
+"""How old the counts of all accounts in the metrics get while nothing is found."""
+
 FAULTS_KEPT: Final = 100
 """Faults of an account that are written down with its freeze."""
+
+FAULTS_TOLD: Final = 3
+"""Faults of an account that its line in the log has."""
+
+NAMES_TOLD: Final = 5
+"""Accounts beyond the limit that a line in the log names."""
 
 _START: Final[Place] = (-1, "")
 _GONE_BAD: Final = (KeyError, ValueError, OverflowError)
@@ -114,6 +123,8 @@ class Reconciler:
         self._beyond_limit: set[str] = set()
         self._beyond_limit_in_pass: set[str] = set()
         self._vanished = 0
+        self._shown_at_s: float | None = None
+        self._newly_beyond: list[str] = []
         self._has_found = False  # something since the metrics were last set
         self._turn: deque[Callable[[], Awaitable[object]]] = deque((self.recent, self.thorough))
 
@@ -153,7 +164,9 @@ class Reconciler:
         return True
 
     async def _look(self, connection: Connection) -> None:
-        await self._show_standing(connection)
+        shown_at_s = self._shown_at_s
+        if shown_at_s is None or self._clock.monotonic_s() - shown_at_s >= STANDING_PERIOD_S:
+            await self._show_standing(connection)
         after = self._looked_behind or _START
         self._changed.extend(await self._store.changed(connection, after, CHANGED_LIMIT))
         is_full = len(self._changed) == CHANGED_LIMIT
@@ -264,7 +277,7 @@ class Reconciler:
                 await self._confirm_thorough(connection, account_id)
             await self._store.advance(connection, following)
             if following is None:
-                self._has_found |= self._beyond_limit != self._beyond_limit_in_pass
+                self._has_found = True
                 self._beyond_limit = self._beyond_limit_in_pass
                 self._beyond_limit_in_pass = set()
             await self._show_if_found(connection)
@@ -333,14 +346,10 @@ class Reconciler:
 
     async def _freeze(self, connection: Connection, proven: _Proven) -> None:
         account_id, faults = proven.place[1], proven.faults
-        told = [f"{fault.fault} at {fault.sequence}: {fault.detail}" for fault in faults[:3]]
         self._has_found = True
         if await self._store.count_frozen(connection) >= self._freeze_limit:
             if account_id not in self._beyond_limit:
-                _log.error(
-                    "worker.freeze_limit_reached", account=account_id, faults=told,
-                    limit=self._freeze_limit,
-                )  # fmt: skip
+                self._newly_beyond.append(account_id)
             self._beyond_limit.add(account_id)
             self._beyond_limit_in_pass.add(account_id)
             return
@@ -354,7 +363,8 @@ class Reconciler:
         self._metrics.frozen(proven.by, has_evidence=note.problem is None)
         _log.warning(
             "worker.account_frozen", account=account_id, tenant=frozen.tenant_id,
-            faults=told, found=len(faults), by=proven.by, evidence=note.name,
+            faults=[f"{f.fault} at {f.sequence}: {f.detail}" for f in faults[:FAULTS_TOLD]],
+            found=len(faults), by=proven.by, evidence=note.name,
         )  # fmt: skip
         if note.problem is not None:
             _log.error("worker.evidence_not_written", account=account_id, problem=note.problem)
@@ -385,6 +395,13 @@ class Reconciler:
         return EvidenceNote(name, digest)
 
     async def _show_if_found(self, connection: Connection) -> None:
+        if self._newly_beyond:
+            # One line, however many: when it is everywhere, its cause is one.
+            _log.error(
+                "worker.freeze_limit_reached", limit=self._freeze_limit,
+                accounts=len(self._newly_beyond), first=self._newly_beyond[:NAMES_TOLD],
+            )  # fmt: skip
+            self._newly_beyond.clear()
         if self._has_found:
             await self._show_standing(connection)
 
@@ -393,7 +410,7 @@ class Reconciler:
         if standing.vanished != self._vanished:
             self._vanished = standing.vanished
             _log.error("worker.accounts_vanished", accounts=standing.vanished)
-        self._has_found = False
+        self._has_found, self._shown_at_s = False, self._clock.monotonic_s()
         self._metrics.stand(
             broken=standing.frozen + standing.vanished + len(self._beyond_limit),
             negative=standing.negative,

@@ -29,7 +29,7 @@ from tollkeeper.credits.model import Kind, Posted, Unfreeze
 from tollkeeper.credits.reconciler import Reconciler
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
-from tollkeeper.kernel.ids import AccountId
+from tollkeeper.kernel.ids import AccountId, TenantId
 from tollkeeper.wiring import CREDITS_ROLE
 
 BROKEN = "credits_audit_chain_integrity_errors"
@@ -220,6 +220,42 @@ async def test_without_a_place_for_evidence_the_account_is_frozen_all_the_same(
     assert ("ann", None) == (freeze.account_id, freeze.evidence)
     assert freeze.evidence_problem
     assert 1 == gauge(stage.registry, "credits_evidence_failures_total")
+
+
+async def test_evidence_that_takes_too_long_does_not_keep_an_account_going(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "EVIDENCE_TIMEOUT_S", 0)
+    await stage.attacker.execute(TAMPERINGS["balance"])
+    await stage.reconciler.recent()
+    (freeze,) = await stage.ledger.service.frozen(None, after=0, limit=10)
+
+    assert "not written within 0 s" == freeze.evidence_problem
+    assert 1 == gauge(stage.registry, "credits_evidence_failures_total")
+
+
+async def test_many_faults_of_one_account_hide_no_other(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tollkeeper.credits.service.FAULTS_LIMIT", 1)
+    await look_at_all(stage.reconciler)
+    await stage.attacker.execute("UPDATE credit_transactions SET amount = amount + 1")
+    await stage.reconciler.thorough()
+
+    assert ["ann", "bob"] == await stage.frozen()
+
+
+async def test_a_tenant_sees_its_own_frozen_accounts(stage: Stage) -> None:
+    await stage.execute(opening("cleo", "umbra"))
+    await stage.attacker.execute("UPDATE accounts SET balance = balance + 1")
+    await look_at_all(stage.reconciler)
+    frozen = stage.ledger.service.frozen
+    theirs = await frozen(TenantId("umbra"), after=0, limit=10)
+    first = await frozen(None, after=0, limit=2)
+    rest = await frozen(None, after=first[-1].number, limit=2)
+
+    assert ["cleo"] == [freeze.account_id for freeze in theirs]
+    assert {"ann", "bob", "cleo"} == {freeze.account_id for freeze in (*first, *rest)}
 
 
 async def test_a_restarted_worker_shows_what_is_broken_at_once(
