@@ -12,7 +12,7 @@ was accepted by lifting a freeze is not held against the account again.
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -40,6 +40,10 @@ PIECE_ACCOUNTS: Final = 2_000
 
 PIECE_ROWS: Final = 10_000
 """Transactions that it reads before it pauses; a longer chain is checked in parts."""
+
+RECENT_IN_A_ROW: Final = 8
+"""Pieces of what changed to one of all chains, as long as there is more of it: what is new is
+checked soon, what is old without fail."""
 
 CHANGED_LIMIT: Final = 50_000
 """Changed accounts kept in memory from one look at all accounts: 5 MB."""
@@ -126,14 +130,18 @@ class Reconciler:
         self._shown_at_s: float | None = None
         self._newly_beyond: list[str] = []
         self._has_found = False  # something since the metrics were last set
-        self._turn: deque[Callable[[], Awaitable[object]]] = deque((self.recent, self.thorough))
+        self._recent_in_a_row = 0
 
     async def piece(self) -> float:
-        """Do a piece of work, of both passes in turn; return how long to pause after it."""
-        work = self._turn[0]
-        self._turn.rotate(-1)
+        """Do a piece of work of one of the passes; return how long to pause after it."""
         began_s = self._clock.monotonic_s()
-        await work()
+        if self._recent_in_a_row < RECENT_IN_A_ROW:
+            self._recent_in_a_row += 1
+            if await self.recent():
+                self._recent_in_a_row = RECENT_IN_A_ROW
+        else:
+            self._recent_in_a_row = 0
+            await self.thorough()
         took_s = self._clock.monotonic_s() - began_s
         return min(max(PAUSE_S, took_s * (1 / self._share - 1)), PAUSE_LIMIT_S)
 

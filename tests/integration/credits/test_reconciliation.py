@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import json
 import stat
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,6 @@ from tests.ledger import (
     consume,
     held_by,
     opening,
-    running_ledger,
     topup,
     words,
     words_of,
@@ -32,6 +33,7 @@ from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.ids import AccountId, TenantId
 from tollkeeper.wiring import CREDITS_ROLE
 
+SPENDING = Path(__file__).parents[2] / "spending_process.py"
 BROKEN = "credits_audit_chain_integrity_errors"
 NEGATIVE = "credits_negative_balance_accounts"
 
@@ -166,13 +168,16 @@ async def test_an_account_that_is_gone_is_counted(stage: Stage) -> None:
     assert ["ann"] == await stage.frozen()
 
 
-async def test_a_row_that_cannot_be_read_stops_nobody_else(stage: Stage) -> None:
+@pytest.mark.parametrize("sequence", [3, 11])
+async def test_a_row_that_cannot_be_read_stops_nobody_else(stage: Stage, sequence: int) -> None:
+    """A new row, and one that was reconciled before."""
     await look_at_all(stage.reconciler)
     await stage.execute(consume("bob", 1), consume("ann", 1))
     for name in ("kind", "shape"):
         await drop_constraint(stage.attacker, "credit_transactions", name)
     await stage.attacker.execute(
-        "UPDATE credit_transactions SET kind = 'gift' WHERE account_id = 'ann' AND sequence = 11"
+        "UPDATE credit_transactions SET kind = 'gift' WHERE account_id = 'ann' AND sequence = $1",
+        sequence,
     )
     await look_at_all(stage.reconciler)
 
@@ -549,14 +554,15 @@ async def test_an_account_that_was_thawed_in_sql_is_frozen_again(stage: Stage) -
 async def test_an_untouched_ledger_under_load_is_never_accused(
     stage: Stage, credits_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two engines on the same accounts, holds among them; small pieces end everywhere."""
+    """Two processes on the same accounts, holds among them; small pieces end everywhere."""
     monkeypatch.setattr(reconciler, "PIECE_ROWS", 7)
     monkeypatch.setattr(reconciler, "PIECE_ACCOUNTS", 3)
     monkeypatch.setattr(reconciler, "CHANGED_LIMIT", 4)
     names = [f"account-{number}" for number in range(12)]
     await stage.ledger.open_with(1_000, *names)
 
-    async def spend(ledger: Ledger, seed: int) -> None:
+    async def spend(seed: int) -> None:
+        ledger = stage.ledger
         for turn in range(40):
             name = names[(turn * 5 + seed) % len(names)]
             (held,) = await ledger.execute(requests.reserve(words(name), amount=3))
@@ -566,13 +572,22 @@ async def test_an_untouched_ledger_under_load_is_never_accused(
             )
             await ledger.execute(requests.release(words(name), hold_id=hold))
 
-    async with running_ledger(credits_dsn) as second:
-        work = [spend(engine, seed) for engine in (stage.ledger, second) for seed in range(4)]
-        load = asyncio.ensure_future(asyncio.gather(*work))
-        while not load.done():
-            await stage.reconciler.recent()
-            await stage.reconciler.thorough()
-        await load
+    command = (sys.executable, str(SPENDING), credits_dsn, names[0], "10", "30", "other")
+    other = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
+    assert other.stdin is not None
+    assert other.stdout is not None
+    assert b"ready\n" == await other.stdout.readline()
+    other.stdin.write(b"go\n")
+    theirs = asyncio.ensure_future(other.communicate())
+    ours = asyncio.ensure_future(asyncio.gather(*(spend(seed) for seed in range(4))))
+    while not (theirs.done() and ours.done()):
+        await stage.reconciler.recent()
+        await stage.reconciler.thorough()
+    await ours
+    said, _ = await theirs
+
+    assert 300 == sum(json.loads(said).values())
+
     for _ in range(2):  # the first may be in the middle of the accounts
         await look_at_all(stage.reconciler)
     sums = await stage.attacker.fetchrow(
@@ -603,6 +618,25 @@ async def test_the_pass_over_all_chains_goes_on_after_a_restart(
         assert await restarted.thorough()
 
     assert 1 == await stage.attacker.fetchval("SELECT passes FROM reconciliation_progress")
+
+
+async def test_what_is_new_comes_first_and_what_is_old_without_fail(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconciler, "PIECE_ROWS", 1)
+    checked = "credits_reconciled_transactions_total"
+    found = []
+    for _ in range(reconciler.RECENT_IN_A_ROW + 1):
+        assert await stage.reconciler.piece() >= reconciler.PAUSE_S
+        found.append(
+            tuple(
+                stage.registry.get_sample_value(checked, {"pass": name})
+                for name in ("recent", "thorough")
+            )
+        )
+
+    assert [(n + 1, 0) for n in range(8)] == found[:8]
+    assert (8, 11) == found[8]
 
 
 async def test_one_reconciles_at_a_time(stage: Stage) -> None:
