@@ -60,14 +60,25 @@ ORDER BY a.shard, a.account_id
 LIMIT $3;
 
 -- accounts_beside_reconciled --
--- Accounts, each with where it was last reconciled.
+-- Accounts, each with where it was last reconciled. The limits keep these lookups by key: as joins they would
+-- be planned as scans of all accounts.
 SELECT
     a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.created_at,
     a.next_expiry, a.frozen_at, r.sequence AS reconciled_sequence, r.balance AS reconciled_balance,
     r.reserved AS reconciled_reserved, r.head_hash AS reconciled_hash
 FROM unnest($1::account_place[]) AS wanted
-JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
-LEFT JOIN reconciled_accounts AS r ON r.shard = a.shard AND r.account_id = a.account_id
+CROSS JOIN LATERAL (
+    SELECT b.*
+    FROM accounts AS b
+    WHERE b.shard = wanted.shard AND b.account_id = wanted.account_id
+    LIMIT 1
+) AS a
+LEFT JOIN LATERAL (
+    SELECT p.*
+    FROM reconciled_accounts AS p
+    WHERE p.shard = wanted.shard AND p.account_id = wanted.account_id
+    LIMIT 1
+) AS r ON true
 ORDER BY a.shard, a.account_id;
 
 -- rows_behind --
