@@ -22,8 +22,10 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper reconciliation",
     # All accounts are compared with where they were reconciled: one core at most, and the memory
     # that the hashes of 300,000 accounts take.
-    # Hashes read both tables from end to end; a merge would fetch each account by its index.
+    # Hashes read both tables from end to end; else each account is fetched by its index. Lookups
+    # by key are laterals, which these do not touch.
     "enable_mergejoin": "off",
+    "enable_nestloop": "off",
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "jit": "off",
