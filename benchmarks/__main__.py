@@ -14,7 +14,16 @@ from rich.console import Console
 
 from benchmarks import startup
 from benchmarks.bench import Bench
-from benchmarks.credits import checkpoints, engine, growth, holds, http, reads, verification
+from benchmarks.credits import (
+    checkpoints,
+    engine,
+    growth,
+    holds,
+    http,
+    reads,
+    reconciliation,
+    verification,
+)
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from tollkeeper.database.connect import connector
@@ -25,6 +34,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "holds": holds.measure,
     "verification": verification.measure,
     "checkpoints": checkpoints.measure,
+    "reconciliation": reconciliation.measure,
     "http": http.measure,
     "balance_read": reads.measure,
     "startup": startup.measure,

@@ -53,7 +53,7 @@ async def _measure(bench: Bench, dsn: str) -> list[Figure]:
     made: list[tuple[float, int]] = []
     async with running_engine(dsn) as under_test, _maker(dsn) as maker:
         await open_accounts(under_test.engine, names, FIRST_BALANCE_MINOR)
-        await _open_still_accounts(dsn)
+        await open_still_accounts(dsn)
         await maker.make()
 
         async def round_of(seed: int) -> Sample:
@@ -120,7 +120,8 @@ async def _maker(dsn: str) -> AsyncIterator[Checkpointer]:
         await pool.close()
 
 
-async def _open_still_accounts(dsn: str) -> None:
+async def open_still_accounts(dsn: str) -> None:
+    """Open accounts that nobody moves."""
     connection = await connector(dsn)()
     try:
         sql = load_queries("benchmarks.credits")

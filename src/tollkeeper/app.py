@@ -27,6 +27,7 @@ from tollkeeper.config import Settings
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
+from tollkeeper.credits.freeze_api import FreezesApi
 from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.kernel.errors import ConfigurationError
@@ -155,7 +156,10 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         runtime.credits, clock=runtime.clock, entropy=runtime.entropy, problems=PROBLEMS
     )
     audit = AuditApi(runtime.auditor, problems=PROBLEMS)
-    routes = [*api.routes(), *holds.routes(), *audit.routes(), *keys.routes()]
+    freezes = FreezesApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+    routes = [
+        *api.routes(), *holds.routes(), *audit.routes(), *freezes.routes(), *keys.routes(),
+    ]  # fmt: skip
     handlers = [*routes, health, ready, metrics]
     application = Litestar(
         route_handlers=handlers,

@@ -16,7 +16,7 @@ from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import read_settings
 from tollkeeper.credits.audit_cli import checkpoints_app
-from tollkeeper.credits.hold_cli import app as credits_app
+from tollkeeper.credits.freeze_cli import app as credits_app
 from tollkeeper.face import Face, Service, connect_to, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock

@@ -37,6 +37,9 @@ class Settings:
     checkpoint_period_s: float = 60.0
     checkpoint_file: Path | None = None
     checkpoint_url: str | None = None
+    reconcile_share: float = 0.05
+    freeze_limit: int = 100
+    evidence: Path | None = None
     worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
@@ -58,6 +61,10 @@ class Settings:
             raise ConfigurationError(
                 problem=f"{variable_of('checkpoint_period_s')} must be 0.1..86400 seconds."
             )
+        if not 0 <= self.reconcile_share <= 1:
+            raise ConfigurationError(problem=f"{variable_of('reconcile_share')} must be 0..1.")
+        if self.freeze_limit < 0:
+            raise ConfigurationError(problem=f"{variable_of('freeze_limit')} must be at least 0.")
         url = self.checkpoint_url
         if url is not None and urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigurationError(

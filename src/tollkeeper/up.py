@@ -105,6 +105,9 @@ async def local_stack(
         api_key = await ensure_development_key(dsns["access"], data / "dev.key")
         with explained(data):
             settings = _with_checkpoints(settings, data)
+        settings = replace(
+            settings, evidence=(settings.evidence or data / "evidence").expanduser().resolve()
+        )
         url = _url_of(settings)
         say("starting the services")
         with explained(data):

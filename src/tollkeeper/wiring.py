@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from tollkeeper import __version__
 from tollkeeper.access import keyfile
 from tollkeeper.access.issuer import IssuedKey, KeyIssuer
 from tollkeeper.access.metrics import AccessCollector
@@ -19,9 +20,14 @@ from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
 from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
+from tollkeeper.credits.evidence import EvidenceFolder
 from tollkeeper.credits.keyfile import read_signing_key
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.publication import HttpTarget
+from tollkeeper.credits.reconciler import Reconciler
+from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
+from tollkeeper.credits.reconciliation_store import SESSION_SETTINGS as RECONCILER_SETTINGS
+from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
@@ -77,6 +83,33 @@ async def ledger_service(
     finally:
         await engine.drain()
         await engine.close()
+        await pool.close()
+
+
+@asynccontextmanager
+async def ledger_reconciler(
+    settings: Settings, registry: CollectorRegistry, service: CreditsService
+) -> AsyncIterator[Reconciler | None]:
+    """Lend what reconciles accounts and freezes, as the owner; None when its share is nothing."""
+    if not settings.reconcile_share:
+        yield None
+        return
+    clock = SystemClock()
+    connect = connector(dsn_of(settings, "credits"), settings=RECONCILER_SETTINGS)
+    pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    folder = settings.evidence or settings.data / "evidence"
+    try:
+        yield Reconciler(
+            pool,
+            ReconciliationStore(),
+            service,
+            clock=clock,
+            metrics=ReconciliationMetrics(registry),
+            evidence=EvidenceFolder(folder.expanduser(), software=f"tollkeeper {__version__}"),
+            share=settings.reconcile_share,
+            freeze_limit=settings.freeze_limit,
+        )
+    finally:
         await pool.close()
 
 

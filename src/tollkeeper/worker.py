@@ -1,4 +1,4 @@
-"""Periodic jobs: partitions ahead, expired keys away, expired holds booked, checkpoints signed.
+"""Periodic jobs: partitions, expired keys and holds, checkpoints, and reconciliation without end.
 
 Acts as the owner of the schema, and books as the service does. Any number may run; partitions are
 maintained by one at a time. A job that fails is logged and tried again later; the ledger itself can
@@ -25,7 +25,7 @@ from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import build_registry
-from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_service
+from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_reconciler, ledger_service
 
 PERIOD_S = 3_600.0
 """Between two rounds."""
@@ -35,6 +35,9 @@ RETRY_S = 60.0
 
 SWEEP_PERIOD_S = 5.0
 """How long an expired hold stays unbooked. Its credits are free before: decisions look for it."""
+
+RECONCILE_RETRY_S = 10.0
+"""Until the next piece of reconciliation after one that failed."""
 
 _log = structlog.get_logger(__name__)
 
@@ -71,6 +74,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
         _pool(settings) as pool,
         ledger_service(settings, registry) as service,
         checkpoint_maker(settings, registry) as maker,
+        ledger_reconciler(settings, registry, service) as reconciler,
     ):
         store = LedgerStore()
         if once:
@@ -78,6 +82,8 @@ async def _run(settings: Settings, *, once: bool) -> None:
             await sweep_holds(service)
             if maker is not None:
                 await maker.round()
+            while reconciler is not None and not await reconciler.recent():
+                pass
             return
         leaving = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -91,25 +97,33 @@ async def _run(settings: Settings, *, once: bool) -> None:
         else:
             period_s = settings.checkpoint_period_s
             jobs.append(_Job("checkpoints", maker.round, period_s, period_s))
+        if reconciler is None:
+            _log.info("worker.reconciliation_off", reason="TOLLKEEPER_RECONCILE_SHARE is 0")
+        else:
+            pause_s = RECONCILE_RETRY_S
+            jobs.append(_Job("reconciliation", reconciler.piece, pause_s, pause_s))
         with _scraped(settings, registry):
             await asyncio.gather(*(job.repeat(leaving) for job in jobs))
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Work that is done again and again: `period_s` after a success, `retry_s` after a failure."""
+    """Work that is done again and again: `period_s` after a success, `retry_s` after a failure.
+
+    Work that returns a number says itself after how many seconds it wants to go on.
+    """
 
     name: str
-    work: Callable[[], Awaitable[None]]
+    work: Callable[[], Awaitable[float | None]]
     period_s: float
     retry_s: float
 
     async def repeat(self, leaving: asyncio.Event) -> None:
         """Work until it is time to leave; a round under way is finished."""
         while not leaving.is_set():
-            pause_s = self.period_s
             try:
-                await self.work()
+                wanted_s = await self.work()
+                pause_s = self.period_s if wanted_s is None else wanted_s
             except Exception as error:  # noqa: BLE001  # the job's edge: the next round tries again
                 _log.warning("worker.round_failed", job=self.name, error=repr(error))
                 pause_s = self.retry_s

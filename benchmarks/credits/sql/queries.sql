@@ -65,9 +65,14 @@ SELECT
         AS moved;
 
 -- open_still_accounts --
--- Accounts that nobody moves, as the service would have opened them but for their hash.
+-- Accounts that nobody moves, as the service would have opened them: at their genesis.
 INSERT INTO accounts (created_at, balance, reserved, version, shard, account_id, tenant_id, head_hash)
-SELECT now(), 0, 0, 0, get_byte(sha256(convert_to(name, 'UTF8')), 0), name, 'tenant', sha256(convert_to(name, 'UTF8'))
+SELECT
+    now(), 0, 0, 0, get_byte(sha256(convert_to(name, 'UTF8')), 0), name, 'tenant',
+    sha256(
+        '\x01'::bytea || int4send(octet_length(name)) || int4send(octet_length('tenant'))
+        || convert_to(name, 'UTF8') || 'tenant'::bytea
+    )
 FROM (SELECT 'still-' || number AS name FROM generate_series(1, $1::integer) AS number) AS names;
 
 -- analyze_accounts --

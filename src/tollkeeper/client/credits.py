@@ -19,6 +19,7 @@ from tollkeeper.client.messages import (
     Account,
     BatchAnswer,
     BatchResult,
+    FrozenPage,
     Hold,
     HoldsPage,
     Operation,
@@ -185,6 +186,22 @@ class CreditsClient(AuditCaller):
             if page.next is None:
                 return
             after = f"&after={page.next}"
+
+    async def unfreeze(self, account_id: str, reason: str, *, key: str | None = None) -> Receipt:
+        """Lift the freeze of an account, which then stands where its chain ends.
+
+        Raises:
+            CallRefused: it is not frozen, or it cannot stand there.
+        """
+        return await self._write(
+            f"{_account_path(account_id)}/unfreeze", _encoded({"reason": reason}), key
+        )
+
+    async def frozen(self, *, after: str | None = None, limit: int = PAGE_LIMIT) -> FrozenPage:
+        """Return one page of the frozen accounts; `after` is a page's `next`."""
+        cursor = f"&after={quote(after, safe='')}" if after is not None else ""
+        path = f"/v1/frozen-accounts?limit={limit}{cursor}"
+        return self._decode(await self._call("GET", path), FrozenPage)
 
     async def page(
         self, account_id: str, *, after: str | None = None, limit: int = PAGE_LIMIT

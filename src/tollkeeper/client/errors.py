@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from tollkeeper.kernel.errors import TollkeeperError
 
-REFUSAL_STATUSES = frozenset({402, 404, 409, 422})
+REFUSAL_STATUSES = frozenset({402, 404, 409, 422, 423})
 """Statuses by which the ledger says no; every other error status is a fault or a wrong call."""
 
 

@@ -21,6 +21,7 @@ class Account(msgspec.Struct, frozen=True, gc=False):
     version: int
     head_hash: str
     created_at: datetime
+    frozen_at: datetime | None = None
 
 
 class Transaction(msgspec.Struct, frozen=True):
@@ -136,6 +137,26 @@ class Fault(msgspec.Struct, frozen=True):
     sequence: int
     fault: str
     detail: str
+
+
+class FrozenAccount(msgspec.Struct, frozen=True):
+    """An account that takes no money operation, and what was found wrong with it."""
+
+    account_id: str
+    tenant_id: str
+    frozen_at: datetime
+    version: int
+    faults: tuple[Fault, ...]
+    evidence: str | None = None
+    evidence_sha256: str | None = None
+    evidence_problem: str | None = None
+
+
+class FrozenPage(msgspec.Struct, frozen=True):
+    """A page of frozen accounts, the longest frozen first; `next` is the page after it."""
+
+    items: tuple[FrozenAccount, ...]
+    next: str | None = None
 
 
 class Verification(msgspec.Struct, frozen=True):

@@ -90,6 +90,11 @@ PROBLEMS: ProblemTable = {
     errors.RefundTooLarge: ProblemKind(
         409, URN + "refund-too-large", "More than was taken and not given back"
     ),
+    errors.AccountFrozen: ProblemKind(423, URN + "account-frozen", "The account is frozen"),
+    errors.NotFrozen: ProblemKind(409, URN + "not-frozen", "The account is not frozen"),
+    errors.UnfreezeUnsafe: ProblemKind(
+        409, URN + "unfreeze-unsafe", "The account cannot stand where its chain ends"
+    ),
     errors.KeyReused: ProblemKind(
         422, URN + "idempotency-key-reused", "Idempotency-Key was used for another request"
     ),
@@ -97,6 +102,9 @@ PROBLEMS: ProblemTable = {
         422, URN + "idempotency-key-expired", "Idempotency-Key is outside its lifetime"
     ),
     errors.InvalidRequest: ProblemKind(400, URN + "invalid-request", "Invalid request"),
+    errors.OperatorNeeded: ProblemKind(
+        403, URN + "operator-needed", "The operator decides this, not a tenant"
+    ),
     errors.QueueFull: ProblemKind(503, URN + "overloaded", "Too many operations wait"),
     errors.Draining: ProblemKind(503, URN + "draining", "The service is shutting down"),
     errors.LedgerUnavailable: ProblemKind(

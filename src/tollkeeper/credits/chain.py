@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
-from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Transaction
+from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Point, Transaction
 from tollkeeper.kernel.ids import AccountId, TenantId
 
 CHAIN_VERSION = 1
@@ -175,6 +175,8 @@ def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ..
 class AccountVerifier:
     """Checks one account: feed its transactions in order of sequence, then `finish`.
 
+    With a `start`, which was found right before, only the transactions behind it are fed.
+
     Every fault names the row where it was found. After a broken hash the check goes on from the
     hash that is stored, so one edited row is one fault and not a thousand. `consumed` is what was
     taken by consumptions and captures, less what was refunded; `has_side_rows` says that there were
@@ -186,12 +188,15 @@ class AccountVerifier:
         "has_side_rows", "topped_up",
     )  # fmt: skip
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, start: Point | None = None) -> None:
         self._account = account
         self._head = genesis(account.account_id, account.tenant_id)
         self._sequence = 0
         self._balance = 0
         self._reserved = 0
+        if start is not None:
+            self._head, self._sequence = start.head_hash, start.sequence
+            self._balance, self._reserved = start.balance, start.reserved
         self.topped_up = 0
         self.consumed = 0
         self.has_side_rows = False
@@ -231,6 +236,8 @@ class AccountVerifier:
         elif kind is Kind.TOPUP:
             self.topped_up += amount
             expected, expected_reserved = self._balance + amount, self._reserved
+        elif kind is Kind.UNFREEZE:
+            expected, expected_reserved = self._balance, self._reserved
         else:
             expected, expected_reserved = self._after(kind, amount, freed)
         if (
@@ -268,6 +275,11 @@ class AccountVerifier:
         elif kind in _RESERVING:
             reserved += amount
         return balance, reserved - freed
+
+    @property
+    def point(self) -> Point:
+        """Where the transactions fed so far end, as it is stored."""
+        return Point(self._sequence, self._balance, self._reserved, self._head)
 
     def finish(self) -> None:
         """Check the account row against its last transaction."""

@@ -45,6 +45,8 @@ class AccountView(Protocol):
     def head_hash(self) -> str: ...
     @property
     def created_at(self) -> datetime: ...
+    @property
+    def frozen_at(self) -> datetime | None: ...
 
 
 class TransactionView(Protocol):
@@ -322,9 +324,12 @@ def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -
     if as_json:
         terminal.json(account)
         return
+    frozen_at = account.frozen_at
+    frozen = () if frozen_at is None else (("frozen since", f"bad:{moment_text(frozen_at)}"),)
     terminal.facts(
         f"Account {account.account_id}",
         (
+            *frozen,
             ("tenant", account.tenant_id),
             ("balance", f"{account.balance:,}"),
             ("reserved", f"{account.reserved:,}"),

@@ -38,6 +38,7 @@ from tollkeeper.credits.model import (
     Release,
     Reserve,
     Sweep,
+    Unfreeze,
 )
 from tollkeeper.credits.store import LedgerStore, accounts_of
 from tollkeeper.database.connect import is_retryable
@@ -65,6 +66,7 @@ _KIND_LABELS: Mapping[type[Operation], str] = {
     Release: "release",
     Extend: "extend",
     Refund: "refund",
+    Unfreeze: "unfreeze",
     Sweep: "expire",
 }
 
@@ -314,18 +316,23 @@ class _Lane:
     ) -> tuple[Plan, frozenset[AccountId]]:
         loaded = await self._store.load(connection, operations, locked=locked)
         plan = planner.plan(loaded, operations)
+        if plan.lifted:
+            await self._store.lift(connection, plan)
         if not plan.moved and not plan.opened:
             return plan, frozenset()
         return plan, await self._store.commit(connection, plan)
 
     def _must_lock(self, batch: Iterable[_Pending]) -> bool:
-        """Lock first from the first retry on, and while an account counts as contended."""
+        """Lock first to lift a freeze, from the first retry on, and while one is contended."""
         contended = self._contended
         if contended:
             now = self._clock.monotonic_s()
             for account_id in [name for name, until in contended.items() if until <= now]:
                 del contended[account_id]
-        return any(p.attempt or p.operation.account_id in contended for p in batch)
+        return any(
+            p.attempt or p.operation.account_id in contended or type(p.operation) is Unfreeze
+            for p in batch
+        )
 
     def _note_contention(self, accounts: Iterable[AccountId]) -> None:
         until = self._clock.monotonic_s() + CONTENDED_FOR_S

@@ -12,9 +12,13 @@ CreditsError
 │   ├── TransactionNotFound
 │   ├── NotRefundable             neither a consumption nor a capture
 │   ├── RefundTooLarge            more than was taken and not given back yet
+│   ├── AccountFrozen             it is not what its transactions say: nothing moves
+│   ├── NotFrozen                 there is no freeze to lift
+│   ├── UnfreezeUnsafe            where its chain ends, the account cannot stand
 │   ├── KeyReused                 the same key brought another request
 │   └── KeyExpired                a UUIDv7 key older than the keys' lifetime, or from the future
 ├── InvalidRequest                a field that cannot be; `problems` names each
+├── OperatorNeeded                not for a key that is bound to a tenant
 └── Busy                          try again later, with the same key
     ├── QueueFull
     ├── Draining
@@ -30,6 +34,7 @@ PublicationFailed                 (TollkeeperError) a note could not be publishe
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import AccountId, TransactionId
@@ -177,6 +182,51 @@ class RefundTooLarge(Refusal):
 
 
 @dataclass(eq=False, kw_only=True)
+class AccountFrozen(Refusal):
+    """Reconciliation found the account at odds with its transactions; `faults` says where."""
+
+    account_id: AccountId
+    frozen_at: datetime
+    faults: tuple[str, ...]
+
+    def message(self) -> str:
+        """Say since when, what was found, and what to do."""
+        found = f" ({', '.join(self.faults)})" if self.faults else ""
+        since = self.frozen_at.isoformat(timespec="seconds").replace("+00:00", "Z")
+        return (
+            f"account {self.account_id} is frozen since {since}: it is not what its transactions "
+            f"say{found}. It can be read, and nothing moves until an operator has looked into it "
+            "and lifted the freeze: `tollkeeper credits unfreeze`"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class NotFrozen(Refusal):
+    """There is no freeze to lift."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Name the account."""
+        return f"account {self.account_id} is not frozen"
+
+
+@dataclass(eq=False, kw_only=True)
+class UnfreezeUnsafe(Refusal):
+    """The account would stand at the end of its chain, and cannot."""
+
+    account_id: AccountId
+    problem: str
+
+    def message(self) -> str:
+        """Say what does not agree, and what to do."""
+        return (
+            f"the freeze of account {self.account_id} is not lifted: {self.problem}. Repair these "
+            "rows in the database first, see docs/guide/audit.md"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
 class KeyReused(Refusal):
     """The idempotency key was used for another request on this account."""
 
@@ -226,6 +276,15 @@ class InvalidRequest(CreditsError):
     def message(self) -> str:
         """Name every field with its problem."""
         return "; ".join(f"{problem.field}: {problem.detail}" for problem in self.errors)
+
+
+@dataclass(eq=False, kw_only=True)
+class OperatorNeeded(CreditsError):
+    """Whose account it is must not be the one to decide."""
+
+    def message(self) -> str:
+        """Say which key it takes."""
+        return "a freeze is lifted by the operator: use a key that is not bound to a tenant"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -18,12 +18,15 @@ from tollkeeper.credits.model import (
     HOLD_MAX_S,
     Account,
     Fault,
+    Freeze,
     Hold,
     HoldState,
     Kind,
     Transaction,
 )
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
+
+_PLAIN_KINDS = (Kind.CONSUME, Kind.TOPUP, Kind.UNFREEZE)
 
 AccountIdText = Annotated[
     str, Meta(pattern=requests.ID_PATTERN, description=requests.ID_RULE, examples=["acme-prod"])
@@ -86,6 +89,10 @@ MinorUnits = Annotated[int, Meta(description="minor units")]
 Hash = Annotated[str, Meta(pattern="^[0-9a-f]{64}$", description="SHA-256, hexadecimal")]
 Moment = Annotated[
     str, Meta(description="UTC, RFC 3339", extra_json_schema={"format": "date-time"})
+]
+FrozenAt = Annotated[
+    str | None,
+    Meta(description="since when nothing moves: UTC, RFC 3339; null: the account is not frozen"),
 ]
 TransactionIdText = Annotated[str, Meta(description="UUIDv7", extra_json_schema={"format": "uuid"})]
 ProblemDocument = Annotated[
@@ -167,6 +174,18 @@ class RefundBody(msgspec.Struct, forbid_unknown_fields=True):
     amount: Amount | None = None
     description: Description = None
     metadata: Metadata = None
+
+
+class UnfreezeBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Why the freeze is lifted."""
+
+    reason: Annotated[
+        str,
+        Meta(
+            description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever in the "
+            "account's chain; card numbers in it are masked"
+        ),
+    ]
 
 
 class OpenItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="open"):
@@ -270,6 +289,7 @@ class AccountView(msgspec.Struct):
     version: Annotated[int, Meta(description="`sequence` of its last transaction, 0 before any")]
     head_hash: Annotated[Hash, Meta(description="`hash` of its last transaction")]
     created_at: Moment
+    frozen_at: FrozenAt
 
 
 class TransactionView(msgspec.Struct):
@@ -353,6 +373,26 @@ class BatchAnswer(msgspec.Struct):
     results: list[BatchResult]
 
 
+class FrozenAccountView(msgspec.Struct):
+    """A frozen account: what was found, and where it is written down."""
+
+    account_id: str
+    tenant_id: str
+    frozen_at: Moment
+    version: Annotated[int, Meta(description="`version` of the account when it was frozen")]
+    faults: Annotated[tuple[Fault, ...], Meta(description="the first of them")]
+    evidence: Annotated[str | None, Meta(description="file in the worker's evidence directory")]
+    evidence_sha256: Annotated[str | None, Meta(description="SHA-256 of that file")]
+    evidence_problem: Annotated[str | None, Meta(description="why there is no such file")]
+
+
+class FrozenPage(msgspec.Struct):
+    """Frozen accounts, the longest frozen first; `next` is null on the last page."""
+
+    items: list[FrozenAccountView]
+    next: Annotated[str | None, Meta(description="send it as `after` for the next page")]
+
+
 class VerificationView(msgspec.Struct):
     """What was checked and found; no faults means that the ledger holds together."""
 
@@ -372,6 +412,7 @@ def account_view(account: Account) -> AccountView:
         account_id=account.account_id, tenant_id=account.tenant_id, balance=account.balance,
         reserved=account.reserved, available=account.available, version=account.version,
         head_hash=account.head_hash.hex(), created_at=iso(account.created_at),
+        frozen_at=None if account.frozen_at is None else iso(account.frozen_at),
     )  # fmt: skip
 
 
@@ -404,7 +445,7 @@ def terms_view(transaction: Transaction) -> TermsView:
 
 def answer_view(transaction: Transaction) -> TransactionView:
     """Return a transaction as the answer to the write that made it shows it."""
-    if transaction.kind is Kind.CONSUME or transaction.kind is Kind.TOPUP:
+    if transaction.kind in _PLAIN_KINDS:
         return transaction_view(transaction)
     return terms_view(transaction)
 
@@ -429,6 +470,17 @@ def hold_view(hold: Hold, now: datetime) -> HoldView:
         captured=hold.captured, released=hold.released + (hold.remaining if is_over else 0),
         remaining=0 if is_over else hold.remaining, allowance=hold.allowance,
         overrun=hold.overrun, expires_at=iso(hold.expires_at), created_at=iso(hold.created_at),
+    )  # fmt: skip
+
+
+def frozen_view(freeze: Freeze) -> FrozenAccountView:
+    """Return a frozen account as the API shows it."""
+    digest = freeze.evidence_sha256
+    return FrozenAccountView(
+        account_id=freeze.account_id, tenant_id=freeze.tenant_id, frozen_at=iso(freeze.frozen_at),
+        version=freeze.version, faults=freeze.faults, evidence=freeze.evidence,
+        evidence_sha256=None if digest is None else digest.hex(),
+        evidence_problem=freeze.evidence_problem,
     )  # fmt: skip
 
 

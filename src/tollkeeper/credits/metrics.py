@@ -9,7 +9,8 @@ from tollkeeper.credits.model import Opened, Outcome, Posted, Swept
 from tollkeeper.telemetry.metrics import LATENCY_BUCKETS_S
 
 OPERATION_KINDS = (
-    "open", "topup", "consume", "hold", "capture", "release", "extend", "expire", "refund"
+    "open", "topup", "consume", "hold", "capture", "release", "extend", "expire", "refund",
+    "unfreeze",
 )  # fmt: skip
 BATCH_SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
@@ -24,6 +25,9 @@ RESULTS: dict[type[errors.CreditsError], str] = {
     errors.TransactionNotFound: "transaction_not_found",
     errors.NotRefundable: "not_refundable",
     errors.RefundTooLarge: "refund_too_large",
+    errors.AccountFrozen: "account_frozen",
+    errors.NotFrozen: "not_frozen",
+    errors.UnfreezeUnsafe: "unfreeze_unsafe",
     errors.KeyReused: "key_reused",
     errors.KeyExpired: "key_expired",
     errors.LedgerUnavailable: "unavailable",

@@ -43,12 +43,14 @@ class Kind(StrEnum):
     EXTEND = "extend"
     EXPIRE = "expire"
     REFUND = "refund"
+    UNFREEZE = "unfreeze"
 
 
 class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An account as of its transaction `version`; `head_hash` is that transaction's hash.
 
-    No open hold expires before `next_expiry`; None: there is no open hold.
+    No open hold expires before `next_expiry`; None: there is no open hold. Nothing moves since
+    `frozen_at`; None: it is not frozen.
     """
 
     account_id: AccountId
@@ -60,6 +62,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     head_hash: bytes
     created_at: datetime
     next_expiry: datetime | None = None
+    frozen_at: datetime | None = None
 
     @property
     def available(self) -> int:
@@ -169,6 +172,15 @@ class Refund(Write, frozen=True, kw_only=True, gc=False):
     amount: int | None
 
 
+class Unfreeze(Write, frozen=True, kw_only=True, gc=False):
+    """Lift the freeze of an account, which then stands at the last row of its chain.
+
+    The description is the reason, `actor` the id of the API key.
+    """
+
+    actor: str
+
+
 class Sweep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Book the expiry of an account's expired holds; changes nothing where there is none."""
 
@@ -177,7 +189,9 @@ class Sweep(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 HoldOperation = Capture | Release | Extend
-Operation = OpenAccount | Movement | Reserve | Capture | Release | Extend | Refund | Sweep
+Operation = (
+    OpenAccount | Movement | Reserve | Capture | Release | Extend | Refund | Unfreeze | Sweep
+)
 
 
 class HoldState(StrEnum):
@@ -264,11 +278,28 @@ class Expiries(msgspec.Struct, frozen=True, gc=False):
     following: datetime | None
 
 
+class Point(msgspec.Struct, frozen=True, gc=False):
+    """A place in an account's chain: the state and the hash after so many transactions."""
+
+    sequence: int
+    balance: int
+    reserved: int
+    head_hash: bytes
+
+
+class Tail(msgspec.Struct, frozen=True, gc=False):
+    """Where an account's chain ends, None: it has no row; and what its open holds reserve."""
+
+    last: Point | None
+    held: int
+
+
 class Loaded(msgspec.Struct, frozen=True, gc=False):
     """What one snapshot of the database says about a batch, and the database's clock.
 
     `holds` and `refundables` are those that the batch names, `expiries` has every account whose
-    `next_expiry` has come.
+    `next_expiry` has come, `findings` what the frozen accounts were frozen for, `tails` the
+    accounts whose freeze is to be lifted; these are in `expiries` too.
     """
 
     now: datetime
@@ -277,6 +308,16 @@ class Loaded(msgspec.Struct, frozen=True, gc=False):
     holds: dict[TransactionId, Hold] = {}
     expiries: dict[AccountId, Expiries] = {}
     refundables: dict[TransactionId, Refundable] = {}
+    findings: dict[AccountId, tuple["Fault", ...]] = {}
+    tails: dict[AccountId, Tail] = {}
+
+
+class Lifting(msgspec.Struct, frozen=True, gc=False):
+    """A transaction that lifts a freeze, and what else that changes."""
+
+    keyed: KeyedTransaction
+    next_expiry: datetime | None
+    actor: str
 
 
 class Plan(msgspec.Struct, frozen=True, gc=False):
@@ -284,6 +325,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
 
     `moved` holds the new state of each changed account, `expected` its version before, `opened` the
     new accounts, `holds` and `refunds` those that are new or changed; all in their final state.
+    What is `lifted` comes before all else: `moved` says where its accounts stand after that.
     """
 
     now: datetime
@@ -294,6 +336,7 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     transactions: Sequence[KeyedTransaction]
     holds: Sequence[Hold] = ()
     refunds: Sequence[Refundable] = ()
+    lifted: Sequence[Lifting] = ()
 
 
 class FaultKind(StrEnum):
@@ -319,6 +362,20 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
     sequence: int
     fault: FaultKind
     detail: str
+
+
+class Freeze(msgspec.Struct, frozen=True, kw_only=True):
+    """An account that is frozen, and why; `evidence` is a file, or there is a problem with it."""
+
+    number: int
+    account_id: AccountId
+    tenant_id: TenantId
+    frozen_at: datetime
+    version: int
+    faults: tuple[Fault, ...]
+    evidence: str | None
+    evidence_sha256: bytes | None
+    evidence_problem: str | None
 
 
 class Verification(msgspec.Struct, frozen=True, kw_only=True):

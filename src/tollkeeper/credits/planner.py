@@ -14,6 +14,7 @@ import msgspec
 
 from tollkeeper.credits import chain, holds
 from tollkeeper.credits.errors import (
+    AccountFrozen,
     AccountNotFound,
     AccountTaken,
     BalanceTooLarge,
@@ -21,10 +22,12 @@ from tollkeeper.credits.errors import (
     InsufficientCredits,
     KeyExpired,
     KeyReused,
+    NotFrozen,
     NotRefundable,
     RefundTooLarge,
     Refusal,
     TransactionNotFound,
+    UnfreezeUnsafe,
 )
 from tollkeeper.credits.model import (
     KEY_CLOCK_SKEW,
@@ -32,11 +35,13 @@ from tollkeeper.credits.model import (
     Account,
     Capture,
     Extend,
+    Fault,
     Hold,
     HoldOperation,
     HoldState,
     KeyedTransaction,
     Kind,
+    Lifting,
     Loaded,
     Movement,
     OpenAccount,
@@ -44,6 +49,7 @@ from tollkeeper.credits.model import (
     Operation,
     Outcome,
     Plan,
+    Point,
     Posted,
     Refund,
     Refundable,
@@ -51,7 +57,9 @@ from tollkeeper.credits.model import (
     Reserve,
     Sweep,
     Swept,
+    Tail,
     Transaction,
+    Unfreeze,
     Write,
 )
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
@@ -63,6 +71,9 @@ from tollkeeper.kernel.ids import (
     entropy_of,
     milliseconds_since_epoch,
 )
+
+FAULTS_SHOWN = 3
+"""Faults named in the refusal of an operation; `verify` lists all."""
 
 _ENTROPY_MASK = (1 << ENTROPY_BITS) - 1
 _REFUNDABLE = (Kind.CONSUME, Kind.CAPTURE)
@@ -82,7 +93,9 @@ def plan(loaded: Loaded, operations: Sequence[Operation]) -> Plan:
 class _Running:
     """An account while a batch is decided: the state after the operations so far."""
 
-    __slots__ = ("account", "balance", "expected", "head", "next_expiry", "reserved", "version")
+    __slots__ = (
+        "account", "balance", "expected", "frozen_at", "head", "next_expiry", "reserved", "version",
+    )  # fmt: skip
 
     def __init__(self, account: Account, *, expected: int | None) -> None:
         self.account = account
@@ -91,6 +104,7 @@ class _Running:
         self.version = account.version
         self.head = account.head_hash
         self.next_expiry = account.next_expiry
+        self.frozen_at = account.frozen_at
         self.expected = expected  # None: opened by this batch
 
     @property
@@ -108,6 +122,7 @@ class _Running:
             account_id=account.account_id, tenant_id=account.tenant_id, shard=account.shard,
             balance=self.balance, reserved=self.reserved, version=self.version,
             head_hash=self.head, created_at=account.created_at, next_expiry=self.next_expiry,
+            frozen_at=self.frozen_at,
         )  # fmt: skip
 
 
@@ -120,6 +135,9 @@ class _Planner:
         self._holds = dict(loaded.holds)
         self._expiries = dict(loaded.expiries)
         self._refundables = dict(loaded.refundables)
+        self._findings = loaded.findings
+        self._tails = loaded.tails
+        self._lifted: list[Lifting] = []
         self._written: list[KeyedTransaction] = []
         self._written_holds: dict[TransactionId, Hold] = {}
         self._written_refunds: dict[TransactionId, Refundable] = {}
@@ -142,6 +160,7 @@ class _Planner:
             self._written,
             tuple(self._written_holds.values()),
             tuple(self._written_refunds.values()),
+            self._lifted,
         )
 
     def _outcome(self, operation: Operation) -> Outcome:
@@ -165,6 +184,8 @@ class _Planner:
         running = self._running.get(operation.account_id)
         if running is None:
             return AccountNotFound(account_id=operation.account_id)
+        if running.frozen_at is not None:
+            return self._frozen(running, running.frozen_at)
         return Swept(self._book_expiries(running))
 
     def _decide(self, write: Write) -> Posted | Refusal:
@@ -181,6 +202,10 @@ class _Planner:
             age_ms = self._now_ms - write.key_ms
             if not -_SKEW_MS <= age_ms < _LIFETIME_MS:
                 return KeyExpired(age_s=age_ms / 1000, lifetime_s=_LIFETIME_MS / 1000)
+        if type(write) is Unfreeze:
+            return self._unfreeze(running, write)
+        if running.frozen_at is not None:
+            return self._frozen(running, running.frozen_at)
         if self._expiries:
             self._book_expiries(running)
         return self._apply(running, write)
@@ -306,6 +331,44 @@ class _Planner:
         self._refundables[refunded_id] = self._written_refunds[refunded_id] = given_back
         return self._write(running, refund, Kind.REFUND, amount, reference_id=refunded_id)
 
+    # Freezes -------------------------------------------------------------------------------------
+
+    def _frozen(self, running: _Running, frozen_at: datetime) -> AccountFrozen:
+        account_id = running.account.account_id
+        found = self._findings.get(account_id, ())
+        return AccountFrozen(
+            account_id=account_id,
+            frozen_at=frozen_at,
+            faults=tuple(_named(fault) for fault in found[:FAULTS_SHOWN]),
+        )
+
+    def _unfreeze(self, running: _Running, unfreeze: Unfreeze) -> Posted | Refusal:
+        """Restate the account from the end of its chain, and write there why.
+
+        The account's row may be what was tampered with; its chain is what was signed.
+        """
+        account = running.account
+        if running.frozen_at is None:
+            return NotFrozen(account_id=account.account_id)
+        tail = self._tails[account.account_id]
+        problem = _unsafe(tail)
+        if problem is not None:
+            return UnfreezeUnsafe(account_id=account.account_id, problem=problem)
+        restated = tail.last or Point(0, 0, 0, chain.genesis(account.account_id, account.tenant_id))
+        running.balance, running.reserved = restated.balance, restated.reserved
+        running.version, running.head = restated.sequence, restated.head_hash
+        running.frozen_at, running.next_expiry = None, self._next_expiry(account.account_id)
+        posted = self._write(running, unfreeze, Kind.UNFREEZE, 0)
+        # It comes with a statement of its own, before what the batch does to the account then.
+        keyed = self._written.pop()
+        self._lifted.append(Lifting(keyed, running.next_expiry, unfreeze.actor))
+        running.expected = running.version
+        return posted
+
+    def _next_expiry(self, account_id: AccountId) -> datetime | None:
+        expiries = self._expiries[account_id]
+        return expiries.due[0].expires_at if expiries.due else expiries.following
+
     def _book_expiries(self, running: _Running) -> int:
         """Write down the expiries that are due, once a batch, before the account's next decision.
 
@@ -375,6 +438,24 @@ def new_account(operation: OpenAccount, now: datetime) -> Account:
         balance=0, reserved=0, version=0,
         head_hash=chain.genesis(operation.account_id, operation.tenant_id), created_at=now,
     )  # fmt: skip
+
+
+def _named(fault: Fault) -> str:
+    place = f"transaction {fault.sequence}" if fault.sequence else "the account"
+    return f"{fault.fault} of {place}"
+
+
+def _unsafe(tail: Tail) -> str | None:
+    """Say why an account cannot stand where its chain ends; None: it can."""
+    balance, reserved = (tail.last.balance, tail.last.reserved) if tail.last else (0, 0)
+    if not 0 <= reserved <= balance:
+        return f"its last transaction leaves a balance of {balance} with {reserved} reserved"
+    if reserved != tail.held:
+        return (
+            f"its last transaction leaves {reserved} reserved, and its open holds reserve "
+            f"{tail.held}"
+        )
+    return None
 
 
 def _not_found(write: Write) -> Refusal:

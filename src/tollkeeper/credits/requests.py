@@ -7,7 +7,7 @@ operation, fingerprint or hash has ever seen them. Pure.
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypedDict
 from uuid import UUID
@@ -26,6 +26,7 @@ from tollkeeper.credits.model import (
     Refund,
     Release,
     Reserve,
+    Unfreeze,
 )
 from tollkeeper.kernel.cards import holds_card
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of, uuid7_milliseconds
@@ -60,7 +61,7 @@ _ABSENT = 0xFFFFFFFF
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _KIND_CODES = {
     Kind.TOPUP: 1, Kind.CONSUME: 2, Kind.HOLD: 3, Kind.CAPTURE: 4, Kind.RELEASE: 5, Kind.EXTEND: 6,
-    Kind.REFUND: 7,
+    Kind.REFUND: 7, Kind.UNFREEZE: 9,
 }  # fmt: skip
 _UP_TO_CODE = 8
 
@@ -194,6 +195,23 @@ def refund(
     """Return the operation that gives back a consumption or capture, or a part of it."""
     terms = struct.pack(">16sq", transaction_id.bytes, amount or 0)
     return Refund(**_common(words, Kind.REFUND, terms), refunded_id=transaction_id, amount=amount)
+
+
+def unfreeze(words: WriteWords, *, actor: str) -> Unfreeze:
+    """Return the operation that lifts a freeze; the description is the reason.
+
+    Raises:
+        InvalidRequest: there is no reason, or it cannot be stored.
+    """
+    if words.description is None or not words.description.strip():
+        raise invalid("reason", "say why the freeze is lifted")
+    try:
+        common = _common(words, Kind.UNFREEZE, b"")
+    except InvalidRequest as error:
+        told = (replace(p, field="reason") if p.field == "description" else p for p in error.errors)
+        raise InvalidRequest(errors=tuple(told)) from error
+    # Who asks is no part of what is asked: a retry with another API key is the same request.
+    return Unfreeze(**common, actor=actor)
 
 
 def identifier(field: str, text: str) -> TransactionId:

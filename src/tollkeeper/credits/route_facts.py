@@ -50,7 +50,15 @@ _REPLAYED_HEADER: dict[str, dict[str, object]] = {
 }
 
 
-def _key_header(example: str) -> Parameter:
+KEY_PROBLEMS = (
+    errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid, errors.KeyReused,
+    errors.KeyExpired,
+)  # fmt: skip
+"""What every write with an idempotency key can answer."""
+
+
+def key_header(example: str) -> Parameter:
+    """Return the parameter that names a request."""
     return Parameter(
         name="Idempotency-Key",
         param_in="header",
@@ -82,17 +90,17 @@ def written(  # keyword-only: what a money write's route says
         summary=summary,
         tag=tag,
         scope=Scope.CREDITS_WRITE,
-        parameters=(place, _key_header(key)),
+        parameters=(place, key_header(key)),
         body=body,
-        answers={
-            201: Answer(
-                description="done: the transaction, and the account's state after it",
-                view=view,
-                headers=_REPLAYED_HEADER,
-            )
-        },
-        problems=(
-            errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid, errors.KeyReused,
-            errors.KeyExpired, *problems,
-        ),
-    )  # fmt: skip
+        answers={201: transaction_answer(view)},
+        problems=(*KEY_PROBLEMS, errors.AccountFrozen, *problems),
+    )
+
+
+def transaction_answer(view: type[msgspec.Struct]) -> Answer:
+    """Return what is answered when a transaction was written."""
+    return Answer(
+        description="done: the transaction, and the account's state after it",
+        view=view,
+        headers=_REPLAYED_HEADER,
+    )

@@ -15,6 +15,7 @@ from tollkeeper.credits.errors import (
 )
 from tollkeeper.credits.model import (
     Account,
+    Freeze,
     Hold,
     Opened,
     Operation,
@@ -24,6 +25,7 @@ from tollkeeper.credits.model import (
     Transaction,
     Verification,
 )
+from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.credits.verifier import LedgerVerifier
 from tollkeeper.database.driver import Connection
@@ -45,6 +47,7 @@ class CreditsService:
         self._pool = pool
         self._store = store
         self._verifier = LedgerVerifier(pool, store)
+        self._freezes = ReconciliationStore()
         self._hold_accounts: dict[TransactionId, AccountId] = {}
 
     async def execute(self, operations: Sequence[Operation]) -> list[Result]:
@@ -124,6 +127,13 @@ class CreditsService:
         if found is None or tenant_id not in {None, found[1]}:
             raise TransactionNotFound(transaction_id=transaction_id)
         return found[0]
+
+    async def frozen(
+        self, tenant_id: TenantId | None, *, after: int, limit: int
+    ) -> tuple[Freeze, ...]:
+        """Return up to `limit` frozen accounts behind a number, the longest frozen first."""
+        async with self._pool.connection() as connection:
+            return await self._freezes.open_freezes(connection, tenant_id, after=after, limit=limit)
 
     async def account_of_hold(
         self, hold_id: TransactionId, tenant_id: TenantId | None

@@ -68,7 +68,7 @@ class LedgerVerifier:
         self, connection: Connection, tenant_id: TenantId | None, after: str | None
     ) -> Verification:
         findings = Findings()
-        place = START if after is None else _place_at(after)
+        place = START if after is None else place_at(after)
         if after is None and tenant_id is None:
             findings.report(await self._missing_partitions(connection))
         while findings.transactions < SLICE_TRANSACTIONS:
@@ -155,7 +155,7 @@ def _first_of(page: Sequence[Account]) -> Sequence[Account]:
     return page
 
 
-def _place_at(cursor: str) -> tuple[int, str]:
+def place_at(cursor: str) -> tuple[int, str]:
     """Return the place that a cursor names: no account need be there, nor its shard be right.
 
     Raises:

@@ -6,6 +6,7 @@ owns the server: no trigger runs for them, and the schema's checks are gone.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import asyncpg
@@ -50,7 +51,7 @@ async def forger(credits_dsn: str) -> AsyncIterator[Connection]:
 
 
 @pytest.fixture
-async def full(ledger: Ledger) -> Ledger:
+async def full(ledger: Ledger, owner: Connection) -> Ledger:
     """A ledger in which `ann` has every kind of transaction, and `bob` and `cleo` one each."""
     await ledger.open_with(50, "bob", "cleo")
     await ledger.execute(opening("ann"), topup("ann", 10))
@@ -75,6 +76,14 @@ async def full(ledger: Ledger) -> Ledger:
         Sweep(account_id=ANN, shard=shard_of(ANN)),
     )
     assert ["posted"] * 4 == words_of(results)[:4]
+    await owner.execute("UPDATE accounts SET frozen_at = now() WHERE account_id = 'ann'")
+    await owner.execute(
+        "INSERT INTO freezes (frozen_at, version, shard, account_id, faults, evidence_problem)"
+        " SELECT frozen_at, version, shard, account_id, '[]', 'none' FROM accounts"
+        " WHERE account_id = 'ann'"
+    )
+    reason = replace(words("ann"), description="looked into it")
+    assert ["posted"] == words_of(await ledger.execute(requests.unfreeze(reason, actor="ops")))
     history = await ledger.service.history(ANN, None, after=0, limit=100)
     assert set(Kind) == {each.kind for each in history}
     await ledger.assert_sound()

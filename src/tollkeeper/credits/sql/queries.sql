@@ -5,14 +5,14 @@
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
-    NULL::timestamptz AS next_expiry, NULL::bytea AS key_hash
+    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bytea AS key_hash
 UNION ALL
 SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash,
-    a.next_expiry, NULL
+    a.next_expiry, a.frozen_at, NULL
 FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
-SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, i.key_hash
+SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, i.key_hash
 FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
@@ -90,12 +90,17 @@ WHERE t.transaction_id = $2 AND t.shard = $1
     AND t.created_at >= $3 AND t.created_at < $3::timestamptz + interval '1 millisecond';
 
 -- due_accounts --
--- Accounts with holds whose time is over, for the sweeper; the longest overdue first.
-SELECT h.account_id, h.shard
-FROM holds AS h
-WHERE h.state = 'open' AND h.expires_at <= clock_timestamp()
-GROUP BY h.account_id, h.shard
-ORDER BY min(h.expires_at)
+-- Accounts with holds whose time is over, for the sweeper; the longest overdue first. Of a frozen account none.
+SELECT due.account_id, due.shard
+FROM (
+    SELECT h.account_id, h.shard, min(h.expires_at) AS since
+    FROM holds AS h
+    WHERE h.state = 'open' AND h.expires_at <= clock_timestamp()
+    GROUP BY h.account_id, h.shard
+) AS due
+JOIN accounts AS a ON a.shard = due.shard AND a.account_id = due.account_id
+WHERE a.frozen_at IS NULL
+ORDER BY due.since
 LIMIT $1;
 
 -- lock_accounts --
@@ -108,7 +113,8 @@ FOR UPDATE OF a;
 
 -- commit --
 -- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
--- and idempotency keys together or, for an account that moved meanwhile, not at all. Returns who landed.
+-- and idempotency keys together or, for an account that moved or was frozen meanwhile, not at all. Returns
+-- who landed.
 -- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
 -- $6 refunds in their final state.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
@@ -118,7 +124,7 @@ WITH moved AS (
         balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
         next_expiry = s.next_expiry
     FROM unnest($1::settled_account[]) AS s
-    WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected
+    WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected AND a.frozen_at IS NULL
     RETURNING a.account_id
 ),
 opened AS (
@@ -194,7 +200,7 @@ JOIN credit_transactions AS t
 
 -- account --
 -- One account as it stands.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at
 FROM accounts
 WHERE shard = $1 AND account_id = $2;
 
@@ -207,165 +213,6 @@ FROM credit_transactions
 WHERE shard = $1 AND account_id = $2 AND sequence > $3
 ORDER BY sequence
 LIMIT $4;
-
--- unhurried --
--- Takes the time limit from the statements of this unit of work: one chain may have millions of rows.
-SELECT set_config('statement_timeout', '0', true);
-
--- accounts_after --
--- A page of accounts in key order, for verification; of one tenant, if $3 names it.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry
-FROM accounts
-WHERE (shard, account_id) > ($1::smallint, $2::text) AND ($3::text IS NULL OR tenant_id = $3)
-ORDER BY shard, account_id
-LIMIT $4;
-
--- chains --
--- Rows of chains in key order, for a binary COPY: the stored hash, the shard, then the canonical fields in
--- the chain's order, so that what is hashed is a slice of the stream. Behind $1, $2, $3 (shard, account,
--- sequence), up to the account $4, $5. COPY counts microseconds from 2000, the chain from 1970: 262,968 hours.
-SELECT
-    hash, shard, transaction_id, amount, balance, reserved, sequence,
-    created_at + interval '262968 hours' AS created_us, fingerprint, account_id, kind, description,
-    sha256(convert_to(metadata::text, 'UTF8')) AS metadata_sha256,
-    reference_id, freed,
-    -- No sum leaves the calendar, whatever stands in the row.
-    CASE WHEN expires_at < '200000-01-01 00:00:00+00' THEN expires_at + interval '262968 hours' ELSE expires_at END
-        AS expires_us,
-    allowance, sha256(convert_to(payment::text, 'UTF8')) AS payment_sha256
-FROM credit_transactions
-WHERE (shard, account_id, sequence) > ($1::smallint, $2::text, $3::bigint)
-    AND (shard, account_id) <= ($4::smallint, $5::text)
-ORDER BY shard, account_id, sequence, created_at;
-
--- has_side_rows --
--- Whether there are holds or refunds in a stretch of accounts; its bounds as in `chains`.
-SELECT
-    EXISTS (
-        SELECT
-        FROM holds
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
-    )
-    OR EXISTS (
-        SELECT
-        FROM refunds
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
-    );
-
--- wrong_holds --
--- What the holds of a stretch say of themselves and what its transactions say of them, where these differ;
--- one row for each hold that is wrong, missing or surplus.
-SELECT coalesce(h.account_id, said.account_id) AS account_id, coalesce(h.hold_id, said.hold_id) AS hold_id
-FROM (
-    SELECT
-        shard, account_id, hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance,
-        expires_at, state
-    FROM holds
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
-) AS h
-FULL JOIN (
-    SELECT
-        account_id,
-        coalesce(reference_id, transaction_id) AS hold_id,
-        sum(amount) FILTER (WHERE kind IN ('hold', 'extend'))::bigint AS amount,
-        coalesce(sum(freed), 0)::bigint AS gone,
-        coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)::bigint AS taken,
-        max(allowance) AS allowance,
-        max(expires_at) FILTER (WHERE kind = 'hold') AS expires_at,
-        max(sequence) FILTER (WHERE kind = 'extend') AS extended,
-        bool_or(kind = 'expire') AS is_expired
-    FROM credit_transactions
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
-        AND kind IN ('hold', 'capture', 'release', 'extend', 'expire')
-    GROUP BY 1, 2
-) AS said ON said.hold_id = h.hold_id
-WHERE (h.account_id, h.amount, h.gone, h.taken, h.allowance, h.expires_at, h.state) IS DISTINCT FROM (
-    said.account_id, said.amount, said.gone, said.taken, said.allowance,
-    CASE
-        WHEN said.extended IS NULL THEN said.expires_at
-        ELSE (
-            SELECT max(e.expires_at)
-            FROM credit_transactions AS e
-            WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
-        )
-    END,
-    CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
-)
-ORDER BY 1, 2
-LIMIT $6;
-
--- wrong_expiries --
--- Accounts of a stretch of which an open hold expires before the account expects it.
-SELECT a.account_id
-FROM (
-    SELECT shard, account_id, min(expires_at) AS expires_at
-    FROM holds
-    WHERE state = 'open'
-        AND (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
-    GROUP BY 1, 2
-) AS h
-JOIN accounts AS a ON a.shard = h.shard AND a.account_id = h.account_id
-WHERE (a.next_expiry <= h.expires_at) IS NOT TRUE
-ORDER BY 1
-LIMIT $6;
-
--- wrong_refunds --
--- As `wrong_holds` for refunds: the refunded transactions whose sums differ from the refunds' own.
-SELECT
-    coalesce(r.account_id, said.account_id) AS account_id,
-    coalesce(r.transaction_id, said.reference_id) AS transaction_id
-FROM (
-    SELECT account_id, transaction_id, taken, refunded
-    FROM refunds
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
-) AS r
-FULL JOIN (
-    SELECT given.account_id, given.reference_id, max(taken.amount) AS taken, given.refunded
-    FROM (
-        SELECT shard, account_id, reference_id, sum(amount)::bigint AS refunded
-        FROM credit_transactions
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
-            AND kind = 'refund'
-        GROUP BY 1, 2, 3
-    ) AS given
-    LEFT JOIN credit_transactions AS taken
-        ON taken.transaction_id = given.reference_id AND taken.shard = given.shard
-        AND taken.account_id = given.account_id
-    GROUP BY given.account_id, given.reference_id, given.refunded
-) AS said ON said.reference_id = r.transaction_id
-WHERE (r.account_id, r.taken, r.refunded) IS DISTINCT FROM (said.account_id, said.taken, said.refunded)
-ORDER BY 1, 2
-LIMIT $6;
-
--- partition_gaps --
--- Stretches of time without a partition for transactions, from the first account to now.
-WITH partitions AS (
-    SELECT
-        (regexp_match(bounds.text, $$FROM \('([^']+)'\)$$))[1]::timestamptz AS from_time,
-        (regexp_match(bounds.text, $$TO \('([^']+)'\)$$))[1]::timestamptz AS to_time
-    FROM pg_inherits AS i
-    JOIN pg_class AS c ON c.oid = i.inhrelid
-    CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS text) AS bounds
-    WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
-),
-edges AS (
-    SELECT lag(to_time, 1, (SELECT min(created_at) FROM accounts)) OVER (ORDER BY from_time) AS gap_from, from_time AS gap_to
-    FROM partitions
-    UNION ALL
-    SELECT coalesce(max(to_time), (SELECT min(created_at) FROM accounts)), now()
-    FROM partitions
-)
-SELECT gap_from, gap_to
-FROM edges
-WHERE gap_from < gap_to
-ORDER BY gap_from;
 
 -- create_partitions --
 -- Makes the partitions for now and the time ahead; returns how many were missing.

@@ -1,0 +1,164 @@
+"""`tollkeeper credits frozen|unfreeze`: accounts that were found wrong, and letting them go on.
+
+Adds its commands to those of `hold_cli.py`; importing this module is what puts them there.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Protocol, cast
+
+import typer
+
+from tollkeeper.credits.cli import (
+    PAGE_DEFAULT,
+    PAGE_LIMIT,
+    Account,
+    AsJson,
+    Key,
+    Ledger,
+    ReceiptView,
+    Terminal,
+    moment_text,
+    print_receipt,
+    terminal_of,
+)
+from tollkeeper.credits.hold_cli import app
+
+__all__ = ["app"]
+
+_COLUMNS = ("account", "tenant", "frozen since (UTC)", "found", "evidence")
+
+
+class FaultView(Protocol):
+    """What is printed of a fault."""
+
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def fault(self) -> str: ...
+
+
+class FrozenView(Protocol):
+    """What is printed of a frozen account."""
+
+    @property
+    def account_id(self) -> str: ...
+    @property
+    def tenant_id(self) -> str: ...
+    @property
+    def frozen_at(self) -> datetime: ...
+    @property
+    def faults(self) -> Sequence[FaultView]: ...
+    @property
+    def evidence(self) -> str | None: ...
+    @property
+    def evidence_problem(self) -> str | None: ...
+
+
+class FrozenPageView(Protocol):
+    """A page of frozen accounts."""
+
+    @property
+    def items(self) -> Sequence[FrozenView]: ...
+    @property
+    def next(self) -> str | None: ...
+
+
+class FreezeLedger(Ledger, Protocol):
+    """The calls these commands make."""
+
+    async def unfreeze(
+        self, account_id: str, reason: str, *, key: str | None = None
+    ) -> ReceiptView:
+        """Lift a freeze."""
+        ...
+
+    async def frozen(self, *, after: str | None = None, limit: int = ...) -> FrozenPageView:
+        """Return a page of frozen accounts."""
+        ...
+
+
+@app.command()
+def unfreeze(
+    context: typer.Context,
+    account_id: Account,
+    reason: Annotated[str, typer.Option(help="Why; kept for ever in the account's chain.")],
+    key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Lift the freeze of an account: it goes on from where its chain ends."""
+    terminal = terminal_of(context)
+    receipt = terminal.call(lambda ledger: _freezing(ledger).unfreeze(account_id, reason, key=key))
+    print_receipt(terminal, receipt, as_json=as_json)
+
+
+@app.command()
+def frozen(
+    context: typer.Context,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, max=PAGE_LIMIT, help="Accounts per page; 50, or 1000 with --all."),
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Cursor printed by the page before.")] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="All pages; with --json, one account a line.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the accounts that are frozen, the longest frozen first."""
+    terminal = terminal_of(context)
+    size = limit or (PAGE_LIMIT if everything else PAGE_DEFAULT)
+    if as_json and not everything:
+        page = terminal.call(lambda ledger: _freezing(ledger).frozen(after=after, limit=size))
+        terminal.json(page)
+        return
+    show = terminal.json_lines if as_json else _table(terminal)
+
+    async def read(ledger: Ledger) -> str | None:
+        page = await _freezing(ledger).frozen(after=after, limit=size)
+        show(page.items)
+        while everything and page.next is not None:
+            page = await _freezing(ledger).frozen(after=page.next, limit=size)
+            show(page.items)
+        return page.next
+
+    cursor = terminal.call(read)
+    if cursor is not None:
+        terminal.facts("There is more", (("next page", f"--after {cursor}"),))
+
+
+def _table(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
+    """Return what prints frozen accounts below those before."""
+    listing = terminal.listing("Frozen accounts", _COLUMNS)
+
+    def show(items: Sequence[FrozenView]) -> None:
+        if not items:
+            terminal.facts("No account is frozen", ())
+            return
+        listing.add(
+            [
+                (
+                    item.account_id,
+                    item.tenant_id,
+                    moment_text(item.frozen_at),
+                    _found(item),
+                    item.evidence or f"none: {item.evidence_problem}",
+                )
+                for item in items
+            ]
+        )
+
+    return show
+
+
+def _found(item: FrozenView) -> str:
+    if not item.faults:
+        return "-"
+    first = item.faults[0]
+    place = f"transaction {first.sequence:,}" if first.sequence else "the account"
+    more = f" and {len(item.faults) - 1:,} more" if len(item.faults) > 1 else ""
+    return f"{first.fault} of {place}{more}"
+
+
+def _freezing(ledger: Ledger) -> FreezeLedger:
+    return cast("FreezeLedger", ledger)

@@ -1,0 +1,158 @@
+-- unhurried --
+-- Takes the time limit from the statements of this unit of work: one chain may have millions of rows.
+SELECT set_config('statement_timeout', '0', true);
+
+-- accounts_after --
+-- A page of accounts in key order, for verification; of one tenant, if $3 names it.
+SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at
+FROM accounts
+WHERE (shard, account_id) > ($1::smallint, $2::text) AND ($3::text IS NULL OR tenant_id = $3)
+ORDER BY shard, account_id
+LIMIT $4;
+
+-- chains --
+-- Rows of chains in key order, for a binary COPY: the stored hash, the shard, then the canonical fields in
+-- the chain's order, so that what is hashed is a slice of the stream. Behind $1, $2, $3 (shard, account,
+-- sequence), up to the account $4, $5. COPY counts microseconds from 2000, the chain from 1970: 262,968 hours.
+SELECT
+    hash, shard, transaction_id, amount, balance, reserved, sequence,
+    created_at + interval '262968 hours' AS created_us, fingerprint, account_id, kind, description,
+    sha256(convert_to(metadata::text, 'UTF8')) AS metadata_sha256,
+    reference_id, freed,
+    -- No sum leaves the calendar, whatever stands in the row.
+    CASE WHEN expires_at < '200000-01-01 00:00:00+00' THEN expires_at + interval '262968 hours' ELSE expires_at END
+        AS expires_us,
+    allowance, sha256(convert_to(payment::text, 'UTF8')) AS payment_sha256
+FROM credit_transactions
+WHERE (shard, account_id, sequence) > ($1::smallint, $2::text, $3::bigint)
+    AND (shard, account_id) <= ($4::smallint, $5::text)
+ORDER BY shard, account_id, sequence, created_at;
+
+-- has_side_rows --
+-- Whether there are holds or refunds in a stretch of accounts; its bounds as in `chains`.
+SELECT
+    EXISTS (
+        SELECT
+        FROM holds
+        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::smallint, $5::text)
+    )
+    OR EXISTS (
+        SELECT
+        FROM refunds
+        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::smallint, $5::text)
+    );
+
+-- wrong_holds --
+-- What the holds of a stretch say of themselves and what its transactions say of them, where these differ;
+-- one row for each hold that is wrong, missing or surplus.
+SELECT coalesce(h.account_id, said.account_id) AS account_id, coalesce(h.hold_id, said.hold_id) AS hold_id
+FROM (
+    SELECT
+        shard, account_id, hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance,
+        expires_at, state
+    FROM holds
+    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::smallint, $5::text)
+) AS h
+FULL JOIN (
+    SELECT
+        account_id,
+        coalesce(reference_id, transaction_id) AS hold_id,
+        sum(amount) FILTER (WHERE kind IN ('hold', 'extend'))::bigint AS amount,
+        coalesce(sum(freed), 0)::bigint AS gone,
+        coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)::bigint AS taken,
+        max(allowance) AS allowance,
+        max(expires_at) FILTER (WHERE kind = 'hold') AS expires_at,
+        max(sequence) FILTER (WHERE kind = 'extend') AS extended,
+        bool_or(kind = 'expire') AS is_expired
+    FROM credit_transactions
+    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::smallint, $5::text)
+        AND kind IN ('hold', 'capture', 'release', 'extend', 'expire')
+    GROUP BY 1, 2
+) AS said ON said.hold_id = h.hold_id
+WHERE (h.account_id, h.amount, h.gone, h.taken, h.allowance, h.expires_at, h.state) IS DISTINCT FROM (
+    said.account_id, said.amount, said.gone, said.taken, said.allowance,
+    CASE
+        WHEN said.extended IS NULL THEN said.expires_at
+        ELSE (
+            SELECT max(e.expires_at)
+            FROM credit_transactions AS e
+            WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
+        )
+    END,
+    CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
+)
+ORDER BY 1, 2
+LIMIT $6;
+
+-- wrong_expiries --
+-- Accounts of a stretch of which an open hold expires before the account expects it.
+SELECT a.account_id
+FROM (
+    SELECT shard, account_id, min(expires_at) AS expires_at
+    FROM holds
+    WHERE state = 'open'
+        AND (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::smallint, $5::text)
+    GROUP BY 1, 2
+) AS h
+JOIN accounts AS a ON a.shard = h.shard AND a.account_id = h.account_id
+WHERE (a.next_expiry <= h.expires_at) IS NOT TRUE
+ORDER BY 1
+LIMIT $6;
+
+-- wrong_refunds --
+-- As `wrong_holds` for refunds: the refunded transactions whose sums differ from the refunds' own.
+SELECT
+    coalesce(r.account_id, said.account_id) AS account_id,
+    coalesce(r.transaction_id, said.reference_id) AS transaction_id
+FROM (
+    SELECT account_id, transaction_id, taken, refunded
+    FROM refunds
+    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::smallint, $5::text)
+) AS r
+FULL JOIN (
+    SELECT given.account_id, given.reference_id, max(taken.amount) AS taken, given.refunded
+    FROM (
+        SELECT shard, account_id, reference_id, sum(amount)::bigint AS refunded
+        FROM credit_transactions
+        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::smallint, $5::text)
+            AND kind = 'refund'
+        GROUP BY 1, 2, 3
+    ) AS given
+    LEFT JOIN credit_transactions AS taken
+        ON taken.transaction_id = given.reference_id AND taken.shard = given.shard
+        AND taken.account_id = given.account_id
+    GROUP BY given.account_id, given.reference_id, given.refunded
+) AS said ON said.reference_id = r.transaction_id
+WHERE (r.account_id, r.taken, r.refunded) IS DISTINCT FROM (said.account_id, said.taken, said.refunded)
+ORDER BY 1, 2
+LIMIT $6;
+
+-- partition_gaps --
+-- Stretches of time without a partition for transactions, from the first account to now.
+WITH partitions AS (
+    SELECT
+        (regexp_match(bounds.text, $$FROM \('([^']+)'\)$$))[1]::timestamptz AS from_time,
+        (regexp_match(bounds.text, $$TO \('([^']+)'\)$$))[1]::timestamptz AS to_time
+    FROM pg_inherits AS i
+    JOIN pg_class AS c ON c.oid = i.inhrelid
+    CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS text) AS bounds
+    WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
+),
+edges AS (
+    SELECT lag(to_time, 1, (SELECT min(created_at) FROM accounts)) OVER (ORDER BY from_time) AS gap_from, from_time AS gap_to
+    FROM partitions
+    UNION ALL
+    SELECT coalesce(max(to_time), (SELECT min(created_at) FROM accounts)), now()
+    FROM partitions
+)
+SELECT gap_from, gap_to
+FROM edges
+WHERE gap_from < gap_to
+ORDER BY gap_from;
