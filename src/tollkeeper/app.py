@@ -1,12 +1,18 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: body limit, authentication, express, HEAD as GET, Litestar. `/health` says
-that the process lives and touches nothing else; `/health/ready` says whether it should get traffic.
+Order from outside: leaving, request log, body limit, authentication, express, HEAD as GET,
+Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
+whether it should get traffic.
+
+It needs nothing to start: without a database, its migrations or any key it answers 503 and says
+what is missing, and serves as soon as it is there. It leaves in this order: readiness, after a
+grace the listener, then what was accepted; each with a bound.
 """
 
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import structlog
 import uvicorn
 import uvloop
 from litestar import Litestar, Response, get
@@ -28,19 +35,22 @@ from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
 from tollkeeper.credits.hold_api import HoldsApi
-from tollkeeper.database.errors import DatabaseError
+from tollkeeper.database.errors import DatabaseError, SchemaMissing
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
+from tollkeeper.web.errors import NotReady
 from tollkeeper.web.express import Express
 from tollkeeper.web.head import HeadAsGet
+from tollkeeper.web.leaving import Leaving
 from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
 from tollkeeper.web.reference import reference
+from tollkeeper.web.request_log import RequestLog
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
 
 BACKLOG = 2_048
@@ -49,8 +59,13 @@ BACKLOG = 2_048
 KEEP_ALIVE_S = 75
 """Idle connections are kept this long: longer than the 60 s of common load balancers."""
 
+GRACE_S = 2.0
+"""After SIGTERM requests are served so long, while readiness says no. Ctrl-C has none."""
+
 READY_TIMEOUT_S = 1.0
 """The readiness check answers within this time, whatever the database does."""
+
+_log = structlog.get_logger(__name__)
 
 PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLEMS}
 """Every problem this service can answer."""
@@ -73,9 +88,9 @@ class HealthView(msgspec.Struct):
 
 
 class ReadinessView(msgspec.Struct):
-    """Whether this process should get traffic; `faults` says by name what is missing."""
+    """This process should get traffic; otherwise the problem's `faults` name what is missing."""
 
-    ready: bool
+    ready: Literal[True]
     faults: dict[str, str]
 
 
@@ -87,10 +102,8 @@ _HEALTH = RouteFacts(
 _READY = RouteFacts(
     summary="Should it get traffic?",
     tag="service",
-    answers={
-        200: Answer(description="yes", view=ReadinessView),
-        503: Answer(description="no, and why", view=ReadinessView),
-    },
+    answers={200: Answer(description="yes", view=ReadinessView)},
+    problems=(NotReady,),
 )
 _METRICS = RouteFacts(
     summary="Read the metrics",
@@ -105,20 +118,33 @@ class Readiness:
 
     runtime: CreditsRuntime
     draining: bool = False
+    _last: dict[str, str] | None = None
 
     async def faults(self) -> dict[str, str]:
         """Return what is not right, by name; empty when ready."""
         if self.draining:
             return {"service": "draining"}
+        found = await self._missing()
+        if found != self._last:
+            if found:
+                _log.warning("service.not_ready", **found)
+            else:
+                _log.info("service.ready")
+            self._last = found
+        return found
+
+    async def _missing(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        if not self.runtime.access.is_loaded:
-            found["access"] = "API keys are not loaded yet"
+        if self.runtime.access.fault is not None:
+            found["access"] = f"API keys cannot be checked: {self.runtime.access.fault}"
         try:
             async with (
                 asyncio.timeout(READY_TIMEOUT_S),
                 self.runtime.reads.connection() as connection,
             ):
                 missing = await pending(connection, "credits")
+        except SchemaMissing as error:
+            found["schema"] = str(error)
         except (DatabaseError, OSError, TimeoutError) as error:
             found["database"] = str(error) or "no answer in time"
         else:
@@ -141,9 +167,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     async def ready() -> Response[ReadinessView]:
         """Check database, schema version and API keys; 503 names what is missing."""
         faults = await readiness.faults()
-        return Response(
-            ReadinessView(ready=not faults, faults=faults), status_code=503 if faults else 200
-        )
+        if faults:
+            raise NotReady(faults=faults)
+        return Response(ReadinessView(ready=True, faults=faults))
 
     @get("/metrics", operation_class=documented(_METRICS, PROBLEMS))
     async def metrics() -> ASGIResponse:
@@ -173,7 +199,13 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         request_max_body_size=None,  # BodyLimit is outside
     )
     routed = HeadAsGet(application)
-    express = Express(routed, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
+    express = Express(
+        routed,
+        prefix="/v1/accounts/",
+        parameter="account_id",
+        routes=api.express(),
+        problems=PROBLEMS,
+    )
     guarded = Authentication(
         express,
         principal_of=runtime.access.principal_of,
@@ -181,7 +213,17 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         clock=runtime.clock,
         tally=runtime.tally,
     )
-    return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
+    settings = runtime.settings
+    limited = BodyLimit(guarded, limit_bytes=settings.body_limit_bytes, problems=PROBLEMS)
+    logged = RequestLog(
+        limited,
+        clock=runtime.clock,
+        entropy=runtime.entropy,
+        tally=runtime.requests,
+        slow_s=settings.log_slow_s,
+        lines_per_s=settings.log_requests_per_s,
+    )
+    return Leaving(logged, is_leaving=lambda: readiness.draining)
 
 
 def serve_credits(settings: Settings) -> None:
@@ -233,21 +275,42 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.drain_timeout_s),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
         )
         server = _Server(config)
         quiet_collector()
 
-        def leave() -> None:
-            # A second signal does not wait for what is still under way.
-            server.force_exit = readiness.draining
-            readiness.draining = True
-            server.should_exit = True
-
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leave)
+            loop.add_signal_handler(number, _leave, number, server, readiness, settings)
+        _log.info("service.listening", host=settings.host, port=settings.credits_port)
         await server.serve(sockets=[listener])
+    _log.info("service.left")
+
+
+def _leave(
+    number: signal.Signals, server: uvicorn.Server, readiness: Readiness, settings: Settings
+) -> None:
+    """Leave on a signal: readiness first, after the grace the rest; the second hurries."""
+    if readiness.draining:
+        _log.warning("service.leaving_at_once", signal=number.name)
+        server.should_exit = server.force_exit = True
+        return
+    readiness.draining = True
+    grace_s = GRACE_S if settings.drain_grace_s is None else settings.drain_grace_s
+    if number == signal.SIGINT:  # a person at a terminal: no load balancer to wait for
+        grace_s = 0.0
+    _log.info(
+        "service.leaving",
+        signal=number.name,
+        grace_s=grace_s,
+        drain_timeout_s=settings.drain_timeout_s,
+    )
+
+    def stop_listening() -> None:
+        server.should_exit = True
+
+    asyncio.get_running_loop().call_later(grace_s, stop_listening)
 
 
 def quiet_collector() -> None:

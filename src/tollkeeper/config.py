@@ -10,6 +10,9 @@ from tollkeeper.kernel.errors import ConfigurationError
 CREDITS_PORT = 5004
 """Port of the credits service (DESIGN section 3)."""
 
+DRAIN_LIMIT_S = 3_600
+"""Longest grace, and longest drain."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -32,6 +35,7 @@ class Settings:
     batch_limit: int = 2_000
     acquire_timeout_s: float = 5.0
     body_limit_bytes: int = 8 * 1024 * 1024
+    drain_grace_s: float | None = None
     drain_timeout_s: float = 30.0
     checkpoint_key: Path | None = None
     checkpoint_period_s: float = 60.0
@@ -40,6 +44,8 @@ class Settings:
     worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
+    log_requests_per_s: int = 100
+    log_slow_s: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("pool_size", "lanes", "queue_limit", "batch_limit", "body_limit_bytes"):
@@ -49,6 +55,18 @@ class Settings:
             raise ConfigurationError(
                 problem=f"{variable_of('lanes')} must not exceed {variable_of('pool_size')}: "
                 "a lane needs a connection."
+            )
+        for name in ("credits_dsn", "access_dsn"):
+            _check_dsn(variable_of(name), getattr(self, name))
+        for name in ("drain_grace_s", "drain_timeout_s"):
+            if not 0 <= (getattr(self, name) or 0) <= DRAIN_LIMIT_S:
+                raise ConfigurationError(
+                    problem=f"{variable_of(name)} must be 0..{DRAIN_LIMIT_S} seconds."
+                )
+        if self.log_requests_per_s < 0 or self.log_slow_s < 0:
+            raise ConfigurationError(
+                problem=f"{variable_of('log_requests_per_s')} and {variable_of('log_slow_s')} "
+                "must be 0 or more."
             )
         if not 0 < self.credits_port < 65_536:
             raise ConfigurationError(problem=f"{variable_of('credits_port')} must be 1..65535.")
@@ -82,6 +100,23 @@ class Settings:
 def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"TOLLKEEPER_{name.upper()}"
+
+
+def _check_dsn(variable: str, dsn: str | None) -> None:
+    """Refuse what no driver can understand before anything starts; no word of it is repeated."""
+    if dsn is None:
+        return
+    fault = ""
+    try:
+        parts = urlsplit(dsn)
+        if parts.scheme not in {"postgresql", "postgres"}:
+            fault = "must begin with postgresql://"
+        elif parts.port == 0:
+            fault = "has a port that cannot be"
+    except ValueError:
+        fault = "cannot be understood (percent-encode special characters of a password)"
+    if fault:
+        raise ConfigurationError(problem=f"{variable} {fault}.")
 
 
 def mask_dsn(dsn: str) -> str:

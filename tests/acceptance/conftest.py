@@ -90,11 +90,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_service(credits_dsn: str, access_dsn: str, folder: Path) -> Iterator[Service]:
+def running_service(
+    credits_dsn: str, access_dsn: str, folder: Path, *, settings: Mapping[str, str] | None = None
+) -> Iterator[Service]:
     """Run `tollkeeper serve credits` on a free port until the block ends."""
     port, api_key = free_port(), create_key(access_dsn, folder / "dev.key")
     environment = clean_environment(
-        {"TOLLKEEPER_CREDITS_DSN": credits_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
+        {
+            "TOLLKEEPER_CREDITS_DSN": credits_dsn,
+            "TOLLKEEPER_ACCESS_DSN": access_dsn,
+            "TOLLKEEPER_DRAIN_GRACE_S": "0",
+            **(settings or {}),
+        }
     )
     log = folder / "service.log"
     with log.open("wb") as output:

@@ -46,6 +46,7 @@ from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import AccountId
+from tollkeeper.telemetry.request import current_request, ids_of
 
 CONTENDED_FOR_S = 1.0
 """An account that lost a race is locked before it is read for this long (DESIGN section 2)."""
@@ -84,12 +85,13 @@ class EngineLimits:
 class _Ticket:
     """What one caller waits for: the results of its operations, in its order."""
 
-    __slots__ = ("future", "missing", "results")
+    __slots__ = ("future", "missing", "request", "results")
 
     def __init__(self, count: int, future: asyncio.Future[list[Result]]) -> None:
         self.results: list[Result | None] = [None] * count
         self.missing = count
         self.future = future
+        self.request = current_request.get()
 
     def deliver(self, index: int, result: Result) -> None:
         self.results[index] = result
@@ -296,6 +298,7 @@ class _Lane:
             again = [p for p in batch if p.operation.account_id in lost]
             self._metrics.retried("contention", len(again))
             self._note_contention(lost)
+            _log.debug("credits.race_lost", operations=len(again), request_ids=_request_ids(again))
             self._put_back(again, "another process kept changing the account")
         self._answer(batch, plan.outcomes, lost)
 
@@ -336,7 +339,12 @@ class _Lane:
         """Put a batch back after a fault of the database; single out what a healthy one refuses."""
         if is_retryable(error):
             self._metrics.retried("database", len(batch))
-            _log.warning("credits.batch_retried", operations=len(batch), error=repr(error))
+            _log.warning(
+                "credits.batch_retried",
+                operations=len(batch),
+                error=repr(error),
+                request_ids=_request_ids(batch),
+            )
             self._put_back(batch, str(error) or type(error).__name__)
         elif batch[0].attempt == 0 and await self._ensured_partitions():
             self._put_back(batch, "a partition may have been missing")
@@ -348,7 +356,7 @@ class _Lane:
                 if ready:
                     await self._process(ready)
         else:
-            _log.error("credits.operation_failed", exc_info=error)
+            _log.error("credits.operation_failed", request_ids=_request_ids(batch), exc_info=error)
             batch[0].ticket.fail(error)
             self._engine.decided(1)
 
@@ -370,13 +378,22 @@ class _Lane:
     def _put_back(self, batch: Iterable[_Pending], reason: str) -> None:
         """Park the batch's accounts for the backoff, or give up on what has no retry left."""
         by_account: dict[AccountId, list[_Pending]] = {}
+        spent: list[_Pending] = []
         for pending in batch:
             if pending.attempt >= self._limits.backoff.retries:
                 attempts = pending.attempt + 1
+                spent.append(pending)
                 self._deliver(pending, LedgerUnavailable(attempts=attempts, reason=reason))
             else:
                 pending.attempt += 1
                 by_account.setdefault(pending.operation.account_id, []).append(pending)
+        if spent:
+            _log.warning(
+                "credits.operations_given_up",
+                operations=len(spent),
+                reason=reason,
+                request_ids=_request_ids(spent),
+            )
         if not by_account:
             return
         attempt = max(pending.attempt for group in by_account.values() for pending in group)
@@ -417,6 +434,10 @@ class _Lane:
         self._metrics.batch_decided({(kind_of(pending.operation), result_of(result)): 1})
         pending.ticket.deliver(pending.index, result)
         self._engine.decided(1)
+
+
+def _request_ids(batch: Iterable[_Pending]) -> tuple[str, ...]:
+    return ids_of(pending.ticket.request for pending in batch)
 
 
 def kind_of(operation: Operation) -> str:

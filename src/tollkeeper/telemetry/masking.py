@@ -33,7 +33,7 @@ _API_KEY = re.compile(r"\b(tk_[a-z]+_)[0-9a-f]{16,}")
 
 def mask_event(_: object, __: str, event: EventDict) -> EventDict:
     """Return an event as it may be written; a structlog processor, the last before rendering."""
-    return {_masked_text(str(name)): _field(str(name), event[name], 0) for name in event}
+    return {masked_text(str(name)): _field(str(name), event[name], 0) for name in event}
 
 
 def _field(name: str, value: object, depth: int) -> object:
@@ -46,7 +46,7 @@ def _masked(value: object, depth: int) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, str):
-        return _masked_text(value)
+        return masked_text(value)
     if isinstance(value, int | float):
         text = str(value)
         masked = mask_cards(text.removesuffix(".0"))
@@ -54,15 +54,16 @@ def _masked(value: object, depth: int) -> object:
     if depth < MAX_DEPTH:
         if isinstance(value, Mapping):
             return {
-                _masked_text(str(name)): _field(str(name), inner, depth + 1)
+                masked_text(str(name)): _field(str(name), inner, depth + 1)
                 for name, inner in value.items()
             }
         if isinstance(value, list | tuple | set | frozenset):
             return [_masked(inner, depth + 1) for inner in value]
-    return _masked_text(repr(value))
+    return masked_text(repr(value))
 
 
-def _masked_text(text: str) -> str:
+def masked_text(text: str) -> str:
+    """Return a text as it may be written."""
     masked = mask_cards(text)
     if "://" in masked:
         masked = _DSN_PASSWORD.sub(rf"\1{REMOVED}@", masked)
