@@ -90,7 +90,7 @@ class HealthView(msgspec.Struct):
 class ReadinessView(msgspec.Struct):
     """This process should get traffic; otherwise the problem's `faults` name what is missing."""
 
-    ready: Literal[True]
+    ready: bool
     faults: dict[str, str]
 
 

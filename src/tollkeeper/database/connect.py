@@ -56,7 +56,7 @@ def connector(
             raise DatabaseUnavailable(reason=reason) from error
         except asyncpg.InvalidParameterValueError as error:
             if role is not None and f'"{role}"' in str(error):  # the migrations make the roles
-                raise SchemaMissing from error
+                raise SchemaMissing(reason=str(error)) from error
             raise DatabaseUnavailable(reason=str(error)) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
             raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error

@@ -54,9 +54,11 @@ class DatabaseUnavailable(DatabaseError):
 class SchemaMissing(DatabaseError):
     """The database lacks what the migrations make."""
 
+    reason: str
+
     def message(self) -> str:
-        """Say what to do; PostgreSQL's own words are the cause."""
-        return "the database is not migrated: run `tollkeeper migrate`"
+        """Say what is missing in PostgreSQL's words, and what to do."""
+        return f"the database is not migrated ({self.reason}): run `tollkeeper migrate`"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -137,7 +137,7 @@ class Pool:
             if is_lost and not isinstance(error, DatabaseUnavailable):
                 raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
             if is_schema_missing(error):
-                raise SchemaMissing from error
+                raise SchemaMissing(reason=str(error)) from error
             raise
         finally:
             self._take_back(connection, discard=is_doubtful)
@@ -282,7 +282,7 @@ class Pool:
         for waiter in self._take_waiters():
             refusal: DatabaseError = DatabaseUnavailable(reason=reason)
             if isinstance(failure, SchemaMissing):
-                refusal = SchemaMissing()
+                refusal = SchemaMissing(reason=failure.reason)
             refusal.__cause__ = failure
             waiter.set_exception(refusal)
 

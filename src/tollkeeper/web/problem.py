@@ -87,7 +87,9 @@ SHARED_PROBLEMS: ProblemTable = {
         400, URN + "idempotency-key-invalid", "Idempotency-Key cannot be used"
     ),
     NotReady: ProblemKind(503, URN + "not-ready", "The service is not ready"),
-    SchemaMissing: ProblemKind(503, URN + "schema-missing", "The database is not migrated"),
+    SchemaMissing: ProblemKind(
+        503, URN + "schema-missing", "The database is not migrated", private=True
+    ),
     DatabaseError: ProblemKind(
         503, URN + "database-unavailable", "The database is not available", private=True
     ),
