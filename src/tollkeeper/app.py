@@ -1,6 +1,6 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: leaving, request log, body limit, authentication, express, HEAD as GET,
+Order from outside: request log, leaving, body limit, authentication, express, HEAD as GET,
 Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
 whether it should get traffic.
 
@@ -215,15 +215,14 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     settings = runtime.settings
     limited = BodyLimit(guarded, limit_bytes=settings.body_limit_bytes, problems=PROBLEMS)
-    logged = RequestLog(
-        limited,
+    return RequestLog(
+        Leaving(limited, is_leaving=lambda: readiness.draining),
         clock=runtime.clock,
         entropy=runtime.entropy,
         tally=runtime.requests,
         slow_s=settings.log_slow_s,
         lines_per_s=settings.log_requests_per_s,
     )
-    return Leaving(logged, is_leaving=lambda: readiness.draining)
 
 
 def serve_credits(settings: Settings) -> None:

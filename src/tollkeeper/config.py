@@ -44,7 +44,7 @@ class Settings:
     worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
-    log_requests_per_s: int = 100
+    log_requests_per_s: int = 50
     log_slow_s: float = 1.0
 
     def __post_init__(self) -> None:

@@ -42,7 +42,7 @@ _log = structlog.get_logger(__name__)
 CREDITS_ROLE = "tollkeeper_credits"
 """What the ledger's service acts as: it may append transactions, never change them."""
 
-LAST_DECISIONS_S = 5.0
+LAST_DECISIONS_S = 2.0
 """What was accepted is decided so long after the last caller has its answer or is gone."""
 
 ACCESS_ROLE = "tollkeeper_access"

@@ -4,7 +4,7 @@ A caller that keeps its connections opens its next one elsewhere, so nothing is 
 that is being closed at the other end. Plain ASGI; while the service stays, it costs one question.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,15 +20,14 @@ class Leaving:
         self._app = app
         self._is_leaving = is_leaving
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass the request on; what came after we began to leave closes its connection."""
         if not self._is_leaving():
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
 
-        async def closing(message: Message) -> None:
+        def closing(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], _CLOSE]
-            await send(message)
+            return send(message)
 
-        await self._app(scope, receive, closing)
+        return self._app(scope, receive, closing)

@@ -14,8 +14,7 @@ Plain ASGI, and the outermost layer: what the others refuse is logged, too.
 
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from itertools import count
 from typing import Final
 
@@ -26,17 +25,21 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import EntropySource, mint_key
 from tollkeeper.telemetry.masking import masked_text
-from tollkeeper.telemetry.request import CAUSE, PROBLEM, REQUEST_ID, current_request
+from tollkeeper.telemetry.request import CAUSE, PRINCIPAL, PROBLEM, REQUEST_ID, current_request
 from tollkeeper.web.auth import is_open
-from tollkeeper.web.problem import INTERNAL
 
 FAILED: Final = 500
 """From this status on a request is written whatever the log's budget."""
 
+UNAVAILABLE: Final = 503
+"""What a probe is told while the service is not ready: `service.not_ready` says so once."""
+
 UNANSWERED: Final = 0
 """Stands for the status of a request that ended without an answer."""
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/=+@-]{0,127}")
+_HTTP = ScopeType.HTTP.value
+_SANE_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
+_UUID = re.compile(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TRACEPARENT = re.compile(rb"[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?")
 """W3C Trace Context, section 3.2: version, trace id, parent id, flags."""
 
@@ -47,7 +50,7 @@ class RequestTally:
     __slots__ = ("by_class", "not_logged")
 
     def __init__(self) -> None:
-        self.by_class: Counter[int] = Counter()
+        self.by_class = [0] * 6
         """By the first digit of the status; 0 when there was no answer."""
         self.not_logged = 0
 
@@ -87,7 +90,7 @@ class RequestLog:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on under its id, and note how it ended."""
-        if scope["type"] != ScopeType.HTTP:
+        if scope["type"] != _HTTP:
             await self._app(scope, receive, send)
             return
         request_id = request_id_of(scope["headers"])
@@ -100,12 +103,12 @@ class RequestLog:
         status = UNANSWERED
         began_s = self._clock.monotonic_s()
 
-        async def answer(message: Message) -> None:
+        def answer(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message["headers"], header]
-            await send(message)
+            return send(message)  # a coroutine of our own would cost 1 % of a request
 
         try:
             await self._app(scope, receive, answer)
@@ -117,17 +120,18 @@ class RequestLog:
         now_s = self._clock.monotonic_s()
         duration_s = now_s - began_s
         self._tally.by_class[status // 100] += 1
-        is_probe = is_open(scope["path"]) and status != INTERNAL.status
-        is_failure = status >= FAILED or status == UNANSWERED
-        if (is_failure and not is_probe) or duration_s >= self._slow_s:
+        if UNANSWERED < status < FAILED and duration_s < self._slow_s:
+            if self._level == logging.INFO:
+                self._note_plain(scope, status, duration_s, int(now_s))
+            elif self._level < logging.INFO:
+                self._log.info("web.request", **_facts(scope, status, duration_s))
+        elif status != UNAVAILABLE or not is_open(scope["path"]):
             self._log.warning("web.request", **_facts(scope, status, duration_s))
-        elif self._level <= logging.DEBUG:
-            self._log.info("web.request", **_facts(scope, status, duration_s))
-        elif self._level <= logging.INFO and not is_probe:
-            self._note_plain(scope, status, duration_s, int(now_s))
 
     def _note_plain(self, scope: Scope, status: int, duration_s: float, second: int) -> None:
         """Write what is neither failed nor slow, within the budget of this second."""
+        if PRINCIPAL not in scope["state"] and is_open(scope["path"]):
+            return
         if second != self._second:
             self._second, self._written = second, 0
             if self._left_out:
@@ -150,6 +154,8 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     trace = None
     for name, value in headers:
         if name == b"x-request-id":
+            if _UUID.fullmatch(value) is not None:  # which the log leaves as it is
+                return value.decode("ascii")
             if _SANE_ID.fullmatch(value) is not None:
                 return _unmasked(value)
         elif name == b"traceparent":
