@@ -32,7 +32,7 @@ from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_service
 PERIOD_S = 3_600.0
 """Between two rounds."""
 
-RETRY_S = 60.0
+RETRY_S = 5.0
 """Longest wait for the next round after some that failed."""
 
 RETRY_BACKOFF = Backoff(first_ms=1_000.0, ceiling_ms=3_600_000.0, retries=0)
