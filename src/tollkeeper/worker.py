@@ -32,7 +32,7 @@ from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_service
 PERIOD_S = 3_600.0
 """Between two rounds."""
 
-RETRY_S = 5.0
+RETRY_S = 2.0
 """Longest wait for the next round after some that failed."""
 
 RETRY_BACKOFF = Backoff(first_ms=1_000.0, ceiling_ms=3_600_000.0, retries=0)
@@ -85,7 +85,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
                 await maker.round()
             return
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
-        holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, SWEEP_PERIOD_S)
+        holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S)
         jobs = [partitions, holds]
         if maker is None:
             _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")

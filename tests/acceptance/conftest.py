@@ -67,6 +67,7 @@ def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) ->
     done = subprocess.run(
         [sys.executable, "-m", "tollkeeper", *arguments],
         env=clean_environment(environment or {}),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,

@@ -91,6 +91,7 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     amount: int | None = None
     description: str | None = None
     metadata: dict[str, object] | None = None
+    payment: dict[str, object] | None = None
     up_to: bool | None = None
     expires_in_s: int | None = None
     allowance: int | None = None

@@ -57,6 +57,8 @@ QUARTERS_AHEAD = 2
 KEY_DAYS_AHEAD = 7
 """Days of idempotency keys for which partitions are made ahead."""
 
+STOPPED = "the service stopped before it was decided"
+
 Result = Outcome | LedgerUnavailable
 
 _KIND_LABELS: Mapping[type[Operation], str] = {
@@ -188,7 +190,7 @@ class Engine:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Stop the lanes; call `drain` first, or undecided callers are cancelled."""
+        """Stop the lanes; call `drain` first, or callers learn that the outcome is open."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -254,14 +256,14 @@ class _Lane:
                     await self._process(batch)
 
     def abandon(self) -> None:
-        """Cancel everyone who still waits; only after the task has ended."""
+        """Refuse everyone who still waits; only after the task has ended."""
         for timer in self._timers:
             timer.cancel()
         left = [*self._queue, *(p for parked in self._parked.values() for p in parked)]
         self._queue.clear()
         self._parked.clear()
         for pending in left:
-            pending.ticket.future.cancel()
+            pending.ticket.fail(LedgerUnavailable(attempts=pending.attempt + 1, reason=STOPPED))
         self._engine.decided(len(left))
 
     def _take(self) -> list[_Pending]:
