@@ -36,6 +36,7 @@ from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
 from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.database.errors import DatabaseError, SchemaMissing
+from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
 from tollkeeper.telemetry.logging import configure_logging
@@ -61,6 +62,9 @@ KEEP_ALIVE_S = 75
 
 GRACE_S = 2.0
 """After SIGTERM requests are served so long, while readiness says no. Ctrl-C has none."""
+
+READY_PERIOD_S = 2.0
+"""How often a service that is not ready looks by itself whether it is."""
 
 READY_TIMEOUT_S = 1.0
 """The readiness check answers within this time, whatever the database does."""
@@ -283,8 +287,19 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _leave, number, server, readiness, settings)
         _log.info("service.listening", host=settings.host, port=settings.credits_port)
-        await server.serve(sockets=[listener])
+        telling = asyncio.create_task(_tell_when_ready(readiness, runtime.clock))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
     _log.info("service.left")
+
+
+async def _tell_when_ready(readiness: Readiness, clock: Clock) -> None:
+    """Have the log say what is missing at the start, and when all is there, though nobody asks."""
+    while await readiness.faults() and not readiness.draining:
+        await clock.sleep(READY_PERIOD_S)
 
 
 def _leave(

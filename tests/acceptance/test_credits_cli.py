@@ -204,7 +204,7 @@ def test_a_payment_is_kept_masked_however_it_is_given(service: Service, tmp_path
 
     masked = {"number": "****-****-****-1111", "holder": "Jo****"}
     assert isinstance(history, list)
-    assert [{"payment": masked}] * 3 == [item["metadata"] for item in history]
+    assert [masked] * 3 == [item["payment"] for item in history]
 
 
 @pytest.mark.parametrize("source", ["{4111111111111111", "4111111111111111.json"])

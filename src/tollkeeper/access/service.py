@@ -11,6 +11,7 @@ request pays an assignment for it. What was noted within `USES_INTERVAL_S` of a 
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -201,7 +202,8 @@ class AccessService:
             self._fault = NOT_MIGRATED if isinstance(error, SchemaMissing) else NOT_REACHED
             if not self._is_stale:
                 self._is_stale = True
-                _log.warning("access.keys_stale", error=repr(error), age_s=self.age_s)
+                age_s = None if math.isinf(self.age_s) else round(self.age_s, 3)
+                _log.warning("access.keys_stale", error=repr(error), age_s=age_s)
             return
         if self._is_stale:
             self._is_stale = False

@@ -42,6 +42,7 @@ class Transaction(msgspec.Struct, frozen=True):
     refund_of: str | None = None
     freed: int | None = None
     expires_at: datetime | None = None
+    payment: dict[str, object] | None = None
 
 
 class Hold(msgspec.Struct, frozen=True):
