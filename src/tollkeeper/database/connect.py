@@ -27,8 +27,8 @@ CONNECTION_LOST_STATES = frozenset({"57P01", "57P02", "57P03"})
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
 """Serialization failure, deadlock, lock not available, too many connections."""
 
-SCHEMA_MISSING_STATES = frozenset({"42P01", "42703", "42883", "3F000"})
-"""Undefined table, column, function; invalid schema name: the migrations make them."""
+SCHEMA_MISSING_STATES = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
+"""Undefined table, column, object (a type), function; invalid schema name: migrations make them."""
 
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
