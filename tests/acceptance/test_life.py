@@ -7,6 +7,7 @@ balancer follows its readiness is that nothing went wrong.
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def test_start_up_order_does_not_matter(databases: Databases, tmp_path: Path) ->
             assert "database cannot be reached" in str(problem["detail"])
 
             worker_series = series(worker.url)
+            assert [] == undocumented(worker_series)
 
             # A server, but no schema.
             link.symlink_to(parse_qs(urlsplit(credits_dsn).query)["host"][0])
@@ -375,10 +377,25 @@ def test_no_series_appears_on_first_use(talkative: tuple[Service, Path]) -> None
 
     assert {200, 201, 400, 401, 402, 403, 404, 405, 409, 413, 422} <= statuses
     assert before == after
+    assert [] == undocumented(after)
     names = [name for name in after if "{" in name]
     assert [] == [name for name in names if "life-" in name or "tenant" in name]
     assert len(after) < 500
     assert "web.request_failed" not in log.read_text()
+
+
+def undocumented(found: set[str]) -> list[str]:
+    """Return the metrics that the guide does not list."""
+    guide = (Path(__file__).parents[2] / "docs/guide/operations.md").read_text()
+    names = {name.partition("{")[0] for name in found}
+    names = {re.sub("_(bucket|count|sum|created)$", "", name) for name in names}
+    return [
+        name
+        for name in sorted(names)
+        if not name.startswith(("process_", "python_"))
+        and f"`{name}`" not in guide
+        and f"`{name}_total`" not in guide
+    ]
 
 
 def use_everything(client: httpx.Client) -> set[int]:
