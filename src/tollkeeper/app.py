@@ -63,7 +63,7 @@ KEEP_ALIVE_S = 75
 GRACE_S = 2.0
 """After SIGTERM requests are served so long, while readiness says no. Ctrl-C has none."""
 
-READY_PERIOD_S = 2.0
+READY_PERIOD_S = 1.0
 """How often a service that is not ready looks by itself whether it is."""
 
 READY_TIMEOUT_S = 1.0
@@ -298,8 +298,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
 async def _tell_when_ready(readiness: Readiness, clock: Clock) -> None:
     """Have the log say what is missing at the start, and when all is there, though nobody asks."""
-    while await readiness.faults() and not readiness.draining:
-        await clock.sleep(READY_PERIOD_S)
+    while True:
+        await clock.sleep(READY_PERIOD_S)  # first: most have what they need within it
+        if not await readiness.faults() or readiness.draining:
+            return
 
 
 def _leave(
