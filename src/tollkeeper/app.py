@@ -1,12 +1,18 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: body limit, authentication, express, HEAD as GET, Litestar. `/health` says
-that the process lives and touches nothing else; `/health/ready` says whether it should get traffic.
+Order from outside: request log, leaving, body limit, authentication, express, HEAD as GET,
+Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
+whether it should get traffic.
+
+It needs nothing to start: without a database, its migrations or any key it answers 503 and says
+what is missing, and serves as soon as it is there. It leaves in this order: readiness, after a
+grace the listener, then what was accepted; each with a bound.
 """
 
 import asyncio
 import contextlib
 import gc
+import math
 import signal
 import socket
 from collections.abc import Iterator
@@ -14,6 +20,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import msgspec
+import structlog
 import uvicorn
 import uvloop
 from litestar import Litestar, Response, get
@@ -29,19 +36,23 @@ from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
 from tollkeeper.credits.freeze_api import FreezesApi
 from tollkeeper.credits.hold_api import HoldsApi
-from tollkeeper.database.errors import DatabaseError
+from tollkeeper.database.errors import DatabaseError, SchemaMissing
+from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.migrate.service import pending
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
+from tollkeeper.web.errors import NotReady
 from tollkeeper.web.express import Express
 from tollkeeper.web.head import HeadAsGet
+from tollkeeper.web.leaving import Leaving
 from tollkeeper.web.middleware import BodyLimit
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
 from tollkeeper.web.reference import reference
+from tollkeeper.web.request_log import RequestLog
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
 
 BACKLOG = 2_048
@@ -50,8 +61,16 @@ BACKLOG = 2_048
 KEEP_ALIVE_S = 75
 """Idle connections are kept this long: longer than the 60 s of common load balancers."""
 
+GRACE_S = 2.0
+"""After SIGTERM requests are served so long, while readiness says no. Ctrl-C has none."""
+
+READY_PERIOD_S = 1.0
+"""How often a service that is not ready looks by itself whether it is."""
+
 READY_TIMEOUT_S = 1.0
 """The readiness check answers within this time, whatever the database does."""
+
+_log = structlog.get_logger(__name__)
 
 PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLEMS}
 """Every problem this service can answer."""
@@ -74,7 +93,7 @@ class HealthView(msgspec.Struct):
 
 
 class ReadinessView(msgspec.Struct):
-    """Whether this process should get traffic; `faults` says by name what is missing."""
+    """This process should get traffic; otherwise the problem's `faults` name what is missing."""
 
     ready: bool
     faults: dict[str, str]
@@ -88,10 +107,8 @@ _HEALTH = RouteFacts(
 _READY = RouteFacts(
     summary="Should it get traffic?",
     tag="service",
-    answers={
-        200: Answer(description="yes", view=ReadinessView),
-        503: Answer(description="no, and why", view=ReadinessView),
-    },
+    answers={200: Answer(description="yes", view=ReadinessView)},
+    problems=(NotReady,),
 )
 _METRICS = RouteFacts(
     summary="Read the metrics",
@@ -106,20 +123,33 @@ class Readiness:
 
     runtime: CreditsRuntime
     draining: bool = False
+    _last: dict[str, str] | None = None
 
     async def faults(self) -> dict[str, str]:
         """Return what is not right, by name; empty when ready."""
         if self.draining:
             return {"service": "draining"}
+        found = await self._missing()
+        if found != self._last:
+            if found:
+                _log.warning("service.not_ready", **found)
+            else:
+                _log.info("service.ready")
+            self._last = found
+        return found
+
+    async def _missing(self) -> dict[str, str]:
         found: dict[str, str] = {}
-        if not self.runtime.access.is_loaded:
-            found["access"] = "API keys are not loaded yet"
+        if self.runtime.access.fault is not None:
+            found["access"] = f"API keys cannot be checked: {self.runtime.access.fault}"
         try:
             async with (
                 asyncio.timeout(READY_TIMEOUT_S),
                 self.runtime.reads.connection() as connection,
             ):
                 missing = await pending(connection, "credits")
+        except SchemaMissing as error:
+            found["schema"] = str(error)
         except (DatabaseError, OSError, TimeoutError) as error:
             found["database"] = str(error) or "no answer in time"
         else:
@@ -142,9 +172,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     async def ready() -> Response[ReadinessView]:
         """Check database, schema version and API keys; 503 names what is missing."""
         faults = await readiness.faults()
-        return Response(
-            ReadinessView(ready=not faults, faults=faults), status_code=503 if faults else 200
-        )
+        if faults:
+            raise NotReady(faults=faults)
+        return Response(ReadinessView(ready=True, faults=faults))
 
     @get("/metrics", operation_class=documented(_METRICS, PROBLEMS))
     async def metrics() -> ASGIResponse:
@@ -177,7 +207,13 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         request_max_body_size=None,  # BodyLimit is outside
     )
     routed = HeadAsGet(application)
-    express = Express(routed, prefix="/v1/accounts/", routes=api.express(), problems=PROBLEMS)
+    express = Express(
+        routed,
+        prefix="/v1/accounts/",
+        parameter="account_id",
+        routes=api.express(),
+        problems=PROBLEMS,
+    )
     guarded = Authentication(
         express,
         principal_of=runtime.access.principal_of,
@@ -185,7 +221,16 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         clock=runtime.clock,
         tally=runtime.tally,
     )
-    return BodyLimit(guarded, limit_bytes=runtime.settings.body_limit_bytes, problems=PROBLEMS)
+    settings = runtime.settings
+    limited = BodyLimit(guarded, limit_bytes=settings.body_limit_bytes, problems=PROBLEMS)
+    return RequestLog(
+        Leaving(limited, is_leaving=lambda: readiness.draining),
+        clock=runtime.clock,
+        entropy=runtime.entropy,
+        tally=runtime.requests,
+        slow_s=settings.log_slow_s,
+        lines_per_s=settings.log_requests_per_s,
+    )
 
 
 def serve_credits(settings: Settings) -> None:
@@ -237,21 +282,55 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(settings.drain_timeout_s),
+            timeout_graceful_shutdown=math.ceil(settings.drain_timeout_s),
         )
         server = _Server(config)
         quiet_collector()
 
-        def leave() -> None:
-            # A second signal does not wait for what is still under way.
-            server.force_exit = readiness.draining
-            readiness.draining = True
-            server.should_exit = True
-
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leave)
-        await server.serve(sockets=[listener])
+            loop.add_signal_handler(number, _leave, number, server, readiness, settings)
+        _log.info("service.listening", host=settings.host, port=settings.credits_port)
+        telling = asyncio.create_task(_tell_when_ready(readiness, runtime.clock))
+        try:
+            await server.serve(sockets=[listener])
+        finally:
+            telling.cancel()
+            await asyncio.wait([telling])
+    _log.info("service.left")
+
+
+async def _tell_when_ready(readiness: Readiness, clock: Clock) -> None:
+    """Have the log say what is missing at the start, and when all is there, though nobody asks."""
+    while True:
+        await clock.sleep(READY_PERIOD_S)  # first: most have what they need within it
+        if not await readiness.faults() or readiness.draining:
+            return
+
+
+def _leave(
+    number: signal.Signals, server: uvicorn.Server, readiness: Readiness, settings: Settings
+) -> None:
+    """Leave on a signal: readiness first, after the grace the rest; the second hurries."""
+    if readiness.draining:
+        _log.warning("service.leaving_at_once", signal=number.name)
+        server.should_exit = server.force_exit = True
+        return
+    readiness.draining = True
+    grace_s = GRACE_S if settings.drain_grace_s is None else settings.drain_grace_s
+    if number == signal.SIGINT:  # a person at a terminal: no load balancer to wait for
+        grace_s = 0.0
+    _log.info(
+        "service.leaving",
+        signal=number.name,
+        grace_s=grace_s,
+        drain_timeout_s=settings.drain_timeout_s,
+    )
+
+    def stop_listening() -> None:
+        server.should_exit = True
+
+    asyncio.get_running_loop().call_later(grace_s, stop_listening)
 
 
 def quiet_collector() -> None:

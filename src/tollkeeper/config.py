@@ -3,12 +3,35 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Final
 from urllib.parse import urlsplit
 
 from tollkeeper.kernel.errors import ConfigurationError
 
 CREDITS_PORT = 5004
 """Port of the credits service (DESIGN section 3)."""
+
+DRAIN_LIMIT_S = 3_600
+"""Longest grace, and longest drain."""
+
+_AT_LEAST: Final[Mapping[str, int]] = {
+    "pool_size": 1,
+    "lanes": 1,
+    "queue_limit": 1,
+    "batch_limit": 1,
+    "body_limit_bytes": 1,
+    "freeze_limit": 0,
+    "log_requests_per_s": 0,
+    "log_slow_s": 0,
+}
+_WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
+    "credits_port": (1, 65_535, ""),
+    "worker_port": (0, 65_535, ""),
+    "checkpoint_period_s": (0.1, 86_400, " seconds"),
+    "drain_grace_s": (0, DRAIN_LIMIT_S, " seconds"),
+    "drain_timeout_s": (0, DRAIN_LIMIT_S, " seconds"),
+    "reconcile_share": (0, 1, ""),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +55,7 @@ class Settings:
     batch_limit: int = 2_000
     acquire_timeout_s: float = 5.0
     body_limit_bytes: int = 8 * 1024 * 1024
+    drain_grace_s: float | None = None
     drain_timeout_s: float = 30.0
     checkpoint_key: Path | None = None
     checkpoint_period_s: float = 60.0
@@ -43,28 +67,26 @@ class Settings:
     worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
+    log_requests_per_s: int = 50
+    log_slow_s: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("pool_size", "lanes", "queue_limit", "batch_limit", "body_limit_bytes"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(problem=f"{variable_of(name)} must be at least 1.")
+        for name, least in _AT_LEAST.items():
+            if getattr(self, name) < least:
+                raise ConfigurationError(problem=f"{variable_of(name)} must be at least {least}.")
+        for name, (low, high, unit) in _WITHIN.items():
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigurationError(
+                    problem=f"{variable_of(name)} must be {low:g}..{high:g}{unit}."
+                )
         if self.lanes > min(self.pool_size, 256):
             raise ConfigurationError(
                 problem=f"{variable_of('lanes')} must not exceed {variable_of('pool_size')}: "
                 "a lane needs a connection."
             )
-        if not 0 < self.credits_port < 65_536:
-            raise ConfigurationError(problem=f"{variable_of('credits_port')} must be 1..65535.")
-        if not 0 <= self.worker_port < 65_536:
-            raise ConfigurationError(problem=f"{variable_of('worker_port')} must be 0..65535.")
-        if not 0.1 <= self.checkpoint_period_s <= 86_400:
-            raise ConfigurationError(
-                problem=f"{variable_of('checkpoint_period_s')} must be 0.1..86400 seconds."
-            )
-        if not 0 <= self.reconcile_share <= 1:
-            raise ConfigurationError(problem=f"{variable_of('reconcile_share')} must be 0..1.")
-        if self.freeze_limit < 0:
-            raise ConfigurationError(problem=f"{variable_of('freeze_limit')} must be at least 0.")
+        for name in ("credits_dsn", "access_dsn"):
+            _check_dsn(variable_of(name), getattr(self, name))
         url = self.checkpoint_url
         if url is not None and urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigurationError(
@@ -89,6 +111,23 @@ class Settings:
 def variable_of(name: str) -> str:
     """Return the environment variable of a setting."""
     return f"TOLLKEEPER_{name.upper()}"
+
+
+def _check_dsn(variable: str, dsn: str | None) -> None:
+    """Refuse what no driver can understand before anything starts; no word of it is repeated."""
+    if dsn is None:
+        return
+    fault = ""
+    try:
+        parts = urlsplit(dsn)
+        if parts.scheme not in {"postgresql", "postgres"}:
+            fault = "must begin with postgresql://"
+        elif parts.port == 0:
+            fault = "has a port that cannot be"
+    except ValueError:
+        fault = "cannot be understood (percent-encode special characters of a password)"
+    if fault:
+        raise ConfigurationError(problem=f"{variable} {fault}.")
 
 
 def mask_dsn(dsn: str) -> str:

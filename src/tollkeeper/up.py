@@ -39,8 +39,8 @@ READY_POLL_S = 0.05
 WATCH_PERIOD_S = 0.25
 """How soon a dead database server is noticed."""
 
-STOP_GRACE_S = 5.0
-"""What a service gets beyond its own drain timeout."""
+STOP_GRACE_S = 10.0
+"""What a service gets beyond its own grace and drain timeout."""
 
 SPARE_CONNECTIONS = 10
 """Left for the worker, migrations, psql and the server's own."""
@@ -113,7 +113,8 @@ async def local_stack(
         with explained(data):
             programs = _programs(settings, data, dsns, processes=processes)
             running = [Supervised(program, clock=clock, say=say) for program in programs]
-        await started.enter_async_context(_running(running, url, settings.drain_timeout_s))
+        leaving_s = (settings.drain_grace_s or 0.0) + settings.drain_timeout_s
+        await started.enter_async_context(_running(running, url, leaving_s))
         with explained(data):
             lock.announce(url=url)
             started.callback(_announce(data / "up.json", url))
@@ -247,6 +248,7 @@ def _programs(
             access_dsn=dsns["access"],
             data=data,
             share_port=True,
+            drain_grace_s=settings.drain_grace_s or 0.0,  # nobody polls, unless it is set
             url=None,
             api_key=None,
         )
@@ -277,7 +279,7 @@ def _environment_of(settings: Settings) -> dict[str, str]:
 
 @asynccontextmanager
 async def _running(
-    programs: Sequence[Supervised], url: str, drain_timeout_s: float
+    programs: Sequence[Supervised], url: str, leaving_s: float
 ) -> AsyncIterator[None]:
     """Run the programs; lend the moment when the service answers that it is ready."""
     try:
@@ -286,7 +288,7 @@ async def _running(
         await _wait_until_ready(url, programs)
         yield
     finally:
-        timeout_s = drain_timeout_s + STOP_GRACE_S
+        timeout_s = leaving_s + STOP_GRACE_S
         await asyncio.gather(*(each.stop(timeout_s=timeout_s) for each in programs))
 
 

@@ -1,11 +1,13 @@
 """The only composition root: from settings to pools, clock, randomness and services."""
 
+import asyncio
 import random  # noqa: TID251  # the composition root is where randomness comes from
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from prometheus_client import CollectorRegistry
 
 from tollkeeper import __version__
@@ -38,9 +40,16 @@ from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.web.auth import AuthenticationTally
+from tollkeeper.web.metrics import RequestCollector
+from tollkeeper.web.request_log import RequestTally
+
+_log = structlog.get_logger(__name__)
 
 CREDITS_ROLE = "tollkeeper_credits"
 """What the ledger's service acts as: it may append transactions, never change them."""
+
+LAST_DECISIONS_S = 2.0
+"""What was accepted is decided so long after the last caller has its answer or is gone."""
 
 ACCESS_ROLE = "tollkeeper_access"
 """What services check and administer API keys as."""
@@ -60,6 +69,7 @@ class CreditsRuntime:
     access: AccessService
     issuer: KeyIssuer
     tally: AuthenticationTally
+    requests: RequestTally
     reads: Pool
 
 
@@ -81,8 +91,7 @@ async def ledger_service(
     try:
         yield CreditsService(engine, pool, store)
     finally:
-        await engine.drain()
-        await engine.close()
+        await _close(engine)
         await pool.close()
 
 
@@ -180,6 +189,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         ),
     )
     access, tally = AccessService(checking, clock=clock), AuthenticationTally()
+    requests = RequestTally()
+    RequestCollector(requests, registry)
     AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
     engine.start()
     access.start()
@@ -195,14 +206,27 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             access=access,
             issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
             tally=tally,
+            requests=requests,
             reads=reads,
         )
     finally:
-        await engine.drain()
-        await engine.close()
+        await _close(engine)
         await access.close()
         for pool in (lanes, reads, checking, issuing):
             await pool.close()
+
+
+async def _close(engine: Engine) -> None:
+    """Decide what was accepted, and stop; a database that does not answer cannot keep us.
+
+    What stays undecided was not acknowledged: the caller's idempotency key makes a repeat safe.
+    """
+    try:
+        async with asyncio.timeout(LAST_DECISIONS_S):
+            await engine.drain()
+    except TimeoutError:
+        _log.warning("credits.left_undecided", operations=engine.waiting)
+    await engine.close()
 
 
 async def ensure_development_key(access_dsn: str, path: Path) -> str:

@@ -1,19 +1,20 @@
 """Periodic jobs: partitions, expired keys and holds, checkpoints, and reconciliation without end.
 
 Acts as the owner of the schema, and books as the service does. Any number may run; partitions are
-maintained by one at a time. A job that fails is logged and tried again later; the ledger itself can
-do without for days.
+maintained by one at a time. A job that fails is logged once and tried again, after waits that grow;
+the ledger itself can do without for days. So nothing needs to be there when it starts: the jobs
+begin to work when database and migrations are.
 """
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from tollkeeper.config import Settings
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
@@ -21,6 +22,7 @@ from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
@@ -30,8 +32,11 @@ from tollkeeper.wiring import checkpoint_maker, dsn_of, ledger_reconciler, ledge
 PERIOD_S = 3_600.0
 """Between two rounds."""
 
-RETRY_S = 60.0
-"""Until the next round after one that failed."""
+RETRY_S = 2.0
+"""Longest wait for the next round after some that failed."""
+
+RETRY_BACKOFF = Backoff(first_ms=1_000.0, ceiling_ms=3_600_000.0, retries=0)
+"""Waits after failed rounds, up to the job's own longest; there is no last one."""
 
 SWEEP_PERIOD_S = 5.0
 """How long an expired hold stays unbooked. Its credits are free before: decisions look for it."""
@@ -85,12 +90,8 @@ async def _run(settings: Settings, *, once: bool) -> None:
             while reconciler is not None and not await reconciler.recent():
                 pass
             return
-        leaving = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leaving.set)
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
-        holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, SWEEP_PERIOD_S)
+        holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S)
         jobs = [partitions, holds]
         if maker is None:
             _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")
@@ -103,14 +104,71 @@ async def _run(settings: Settings, *, once: bool) -> None:
             pause_s = RECONCILE_RETRY_S
             jobs.append(_Job("reconciliation", reconciler.piece, pause_s, pause_s))
         with _scraped(settings, registry):
-            await asyncio.gather(*(job.repeat(leaving) for job in jobs))
+            names = [job.name for job in jobs]
+            _log.info("worker.started", jobs=names)
+            await _work(jobs, JobMetrics(registry, names), drain_timeout_s=settings.drain_timeout_s)
+    _log.info("worker.left")
+
+
+async def _work(jobs: Sequence["_Job"], metrics: "JobMetrics", *, drain_timeout_s: float) -> None:
+    """Repeat the jobs until a signal; rounds under way are finished, but not for ever."""
+    leaving = asyncio.Event()
+    tasks = [asyncio.create_task(job.repeat(leaving, metrics), name=job.name) for job in jobs]
+
+    def hurry() -> None:
+        for task in tasks:
+            if task.cancel():
+                _log.warning("worker.round_cut", job=task.get_name())
+
+    loop = asyncio.get_running_loop()
+
+    def leave(number: signal.Signals) -> None:
+        if leaving.is_set():
+            hurry()
+            return
+        _log.info("worker.leaving", signal=number.name, drain_timeout_s=drain_timeout_s)
+        leaving.set()
+        loop.call_later(drain_timeout_s, hurry)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, leave, number)
+    await asyncio.wait(tasks)
+
+
+class JobMetrics:
+    """How the rounds of the jobs end; `worker_*` in the exposition."""
+
+    def __init__(self, registry: CollectorRegistry, jobs: Sequence[str]) -> None:
+        rounds = Counter(
+            "worker_rounds", "Rounds of the jobs, by result.", ("job", "result"), registry=registry
+        )
+        self._rounds = {
+            (job, result): rounds.labels(job, result) for job in jobs for result in ("ok", "failed")
+        }
+        last = Gauge(
+            "worker_last_success_timestamp_seconds",
+            "When a job last finished a round; 0 before.",
+            ("job",),
+            registry=registry,
+        )
+        self._last = {job: last.labels(job) for job in jobs}
+
+    def succeeded(self, job: str) -> None:
+        """Count a round that did its work, now."""
+        self._rounds[job, "ok"].inc()
+        self._last[job].set_to_current_time()
+
+    def failed(self, job: str) -> None:
+        """Count a round that will be tried again."""
+        self._rounds[job, "failed"].inc()
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """Work that is done again and again: `period_s` after a success, `retry_s` after a failure.
+    """Work that is done again and again: `period_s` after a success, sooner after a failure.
 
-    Work that returns a number says itself after how many seconds it wants to go on.
+    The waits after failures grow to `retry_s`. Work that returns a number says itself after how
+    many seconds it wants to go on.
     """
 
     name: str
@@ -118,15 +176,28 @@ class _Job:
     period_s: float
     retry_s: float
 
-    async def repeat(self, leaving: asyncio.Event) -> None:
-        """Work until it is time to leave; a round under way is finished."""
+    async def repeat(self, leaving: asyncio.Event, metrics: JobMetrics) -> None:
+        """Work until it is time to leave; a round under way is finished.
+
+        A failure is logged when it begins, changes, or is over.
+        """
+        failures, said = 0, ""
         while not leaving.is_set():
             try:
                 wanted_s = await self.work()
                 pause_s = self.period_s if wanted_s is None else wanted_s
             except Exception as error:  # noqa: BLE001  # the job's edge: the next round tries again
-                _log.warning("worker.round_failed", job=self.name, error=repr(error))
-                pause_s = self.retry_s
+                metrics.failed(self.name)
+                if repr(error) != said:
+                    said = repr(error)
+                    _log.warning("worker.round_failed", job=self.name, error=said)
+                pause_s = min(self.retry_s, RETRY_BACKOFF.wait_ms(min(failures, 16), 0.0) / 1_000)
+                failures += 1
+            else:
+                metrics.succeeded(self.name)
+                if failures:
+                    _log.info("worker.round_recovered", job=self.name, failures=failures)
+                failures, said = 0, ""
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(leaving.wait(), pause_s)
 
@@ -147,7 +218,8 @@ def _scraped(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
         )
     except OSError as error:
         raise ConfigurationError(
-            problem=f"Cannot listen on {settings.host}:{settings.worker_port}: {error.strerror}."
+            problem=f"Cannot listen on {settings.host}:{settings.worker_port}: "
+            f"{(error.strerror or str(error)).lower()}. Choose another port."
         ) from error
     try:
         yield

@@ -67,6 +67,7 @@ def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) ->
     done = subprocess.run(
         [sys.executable, "-m", "tollkeeper", *arguments],
         env=clean_environment(environment or {}),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
@@ -90,11 +91,18 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_service(credits_dsn: str, access_dsn: str, folder: Path) -> Iterator[Service]:
+def running_service(
+    credits_dsn: str, access_dsn: str, folder: Path, *, settings: Mapping[str, str] | None = None
+) -> Iterator[Service]:
     """Run `tollkeeper serve credits` on a free port until the block ends."""
     port, api_key = free_port(), create_key(access_dsn, folder / "dev.key")
     environment = clean_environment(
-        {"TOLLKEEPER_CREDITS_DSN": credits_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
+        {
+            "TOLLKEEPER_CREDITS_DSN": credits_dsn,
+            "TOLLKEEPER_ACCESS_DSN": access_dsn,
+            "TOLLKEEPER_DRAIN_GRACE_S": "0",
+            **(settings or {}),
+        }
     )
     log = folder / "service.log"
     with log.open("wb") as output:

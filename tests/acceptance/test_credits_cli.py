@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import httpx
 import pytest
@@ -185,3 +186,31 @@ async def _edit(dsn: str) -> None:
         )
     finally:
         await connection.close()
+
+
+def test_a_payment_is_kept_masked_however_it_is_given(service: Service, tmp_path: Path) -> None:
+    payment = json.dumps({"number": "4111 1111 1111 1111", "cvv": "737", "holder": "Josephine"})
+    (tmp_path / "payment.json").write_text(payment)
+    service.run("credits", "open", "paid", "--tenant", "acme-inc")
+    for source in (payment, str(tmp_path / "payment.json"), "-"):
+        done = subprocess.run(
+            [sys.executable, "-m", "tollkeeper", "credits", "topup", "paid", "10",
+             "--payment", source],
+            env=clean_environment(service.environment), input=payment, capture_output=True,
+            text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert 0 == done.returncode, done.stderr
+    history = service.run("credits", "history", "paid", "--json").json()["items"]
+
+    masked = {"number": "****-****-****-1111", "holder": "Jo****"}
+    assert isinstance(history, list)
+    assert [masked] * 3 == [item["payment"] for item in history]
+
+
+@pytest.mark.parametrize("source", ["{4111111111111111", "4111111111111111.json"])
+def test_a_payment_that_is_none_is_refused_without_its_words(service: Service, source: str) -> None:
+    refused = service.run("credits", "topup", "acme", "10", "--payment", source)
+
+    assert (2, "") == (refused.code, refused.out)
+    assert "--payment" in refused.err
+    assert "4111" not in refused.err

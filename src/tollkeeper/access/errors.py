@@ -51,9 +51,11 @@ class KeyExpired(AccessError):
 class KeysUnavailable(AccessError):
     """No key can be judged: they could not be read even once."""
 
+    reason: str
+
     def message(self) -> str:
-        """Say that it is not the caller's fault."""
-        return "API keys cannot be checked yet; try again"
+        """Say what is missing; it is not the caller's fault."""
+        return f"API keys cannot be checked yet: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

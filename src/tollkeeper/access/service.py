@@ -11,6 +11,7 @@ request pays an assignment for it. What was noted within `USES_INTERVAL_S` of a 
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -21,6 +22,7 @@ import structlog
 from tollkeeper.access.errors import KeyExpired, KeysUnavailable, KeyUnknown
 from tollkeeper.access.model import ApiKey, hash_token
 from tollkeeper.access.store import KeyStore
+from tollkeeper.database.errors import SchemaMissing
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.principal import Principal
@@ -36,6 +38,11 @@ CLOSE_TIMEOUT_S = 2.0
 
 EXPIRED_KEPT = timedelta(days=7)
 """So long the holder of an expired key is told that it expired; then it is unknown."""
+
+NOT_READ = "they are being read"
+NOT_REACHED = "their database cannot be reached"
+NOT_MIGRATED = "their database is not migrated: run `tollkeeper migrate`"
+"""Why the keys are not in memory; callers are told, so nothing of the database's words."""
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +71,7 @@ class AccessService:
         self._read_at: datetime | None = None
         self._confirmed_s: float | None = None
         self._is_stale = False
+        self._fault = NOT_READ
         self._uses: dict[UUID, datetime] = {}
         self._recorded_s = clock.monotonic_s()
         self._turn = asyncio.Lock()
@@ -78,7 +86,7 @@ class AccessService:
             KeysUnavailable: the keys could not be read even once.
         """
         if self._held is None:
-            raise KeysUnavailable
+            raise KeysUnavailable(reason=self._fault)
         # The hash of a secret is looked up, not the secret: see `hash_token` on timing.
         held = self._held.get(hash_token(token))
         if held is None:
@@ -103,6 +111,11 @@ class AccessService:
     def is_loaded(self) -> bool:
         """Whether the keys were read at least once."""
         return self._held is not None
+
+    @property
+    def fault(self) -> str | None:
+        """Why no key can be checked; None once the keys were read."""
+        return None if self.is_loaded else self._fault
 
     @property
     def held(self) -> int:
@@ -186,9 +199,11 @@ class AccessService:
         try:
             await self.refresh()
         except Exception as error:  # noqa: BLE001 - the edge of a background task
+            self._fault = NOT_MIGRATED if isinstance(error, SchemaMissing) else NOT_REACHED
             if not self._is_stale:
                 self._is_stale = True
-                _log.warning("access.keys_stale", error=repr(error), age_s=self.age_s)
+                age_s = None if math.isinf(self.age_s) else round(self.age_s, 3)
+                _log.warning("access.keys_stale", error=repr(error), age_s=age_s)
             return
         if self._is_stale:
             self._is_stale = False

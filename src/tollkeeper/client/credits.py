@@ -67,10 +67,14 @@ class CreditsClient(AuditCaller):
         *,
         description: str | None = None,
         metadata: Mapping[str, object] | None = None,
+        payment: Mapping[str, object] | None = None,
         key: str | None = None,
     ) -> Receipt:
-        """Add credits. Without a `key`, one is minted and kept over this call's retries."""
-        body = _money_body(amount, description, metadata)
+        """Add credits. Without a `key`, one is minted and kept over this call's retries.
+
+        A `payment` is sent as it is; the service masks it before it keeps or logs any of it.
+        """
+        body = _money_body(amount, description, metadata, payment=payment)
         return await self._write(f"{_account_path(account_id)}/topups", body, key)
 
     async def consume(

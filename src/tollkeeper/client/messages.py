@@ -43,6 +43,7 @@ class Transaction(msgspec.Struct, frozen=True):
     refund_of: str | None = None
     freed: int | None = None
     expires_at: datetime | None = None
+    payment: dict[str, object] | None = None
 
 
 class Hold(msgspec.Struct, frozen=True):
@@ -92,6 +93,7 @@ class Operation(msgspec.Struct, frozen=True, omit_defaults=True):
     amount: int | None = None
     description: str | None = None
     metadata: dict[str, object] | None = None
+    payment: dict[str, object] | None = None
     up_to: bool | None = None
     expires_in_s: int | None = None
     allowance: int | None = None

@@ -6,9 +6,12 @@ commands need of it.
 """
 # ruff: noqa: D102 - the views' properties are the contract's fields and say what they are
 
+import json
+import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Protocol, TypeVar
 
 import typer
@@ -110,6 +113,7 @@ class Ledger(Protocol):
         *,
         description: str | None = None,
         metadata: Mapping[str, object] | None = None,
+        payment: Mapping[str, object] | None = None,
         key: str | None = None,
     ) -> ReceiptView:
         """Add credits."""
@@ -212,13 +216,25 @@ def topup(
     account_id: Account,
     amount: Amount,
     description: Description = None,
+    payment: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|-|JSON",
+            help="A JSON object about the payment, from a file, standard input, or as it stands. "
+            "The service masks card numbers and drops CVVs before it keeps any of it; what is "
+            "typed here, the shell's history keeps: prefer a file or -.",
+        ),
+    ] = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Add credits to an account."""
     terminal = terminal_of(context)
+    paid = None if payment is None else _payment_of(payment)
     receipt = terminal.call(
-        lambda ledger: ledger.topup(account_id, amount, description=description, key=key)
+        lambda ledger: ledger.topup(
+            account_id, amount, description=description, payment=paid, key=key
+        )
     )
     print_receipt(terminal, receipt, as_json=as_json)
 
@@ -294,6 +310,29 @@ def terminal_of(context: typer.Context) -> Terminal:
     """Return what a command prints with and calls through."""
     terminal: Terminal = context.obj
     return terminal
+
+
+def _payment_of(source: str) -> dict[str, object]:
+    """Read the JSON object that `--payment` means; a fault does not repeat a word of it."""
+    try:
+        if source == "-":
+            text = sys.stdin.read()
+        elif source.lstrip().startswith("{"):
+            text = source
+        else:
+            text = Path(source).read_text(encoding="utf-8")
+        payment = json.loads(text)
+    except OSError as error:
+        raise _not_a_payment(f"cannot read the file: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise _not_a_payment("is not JSON in UTF-8") from error
+    if not isinstance(payment, dict):
+        raise _not_a_payment("is not a JSON object")
+    return payment
+
+
+def _not_a_payment(fault: str) -> typer.BadParameter:
+    return typer.BadParameter(fault, param_hint="--payment")
 
 
 def _history_table(

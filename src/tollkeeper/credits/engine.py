@@ -47,6 +47,7 @@ from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import AccountId
+from tollkeeper.telemetry.request import current_request, ids_of
 
 CONTENDED_FOR_S = 1.0
 """An account that lost a race is locked before it is read for this long (DESIGN section 2)."""
@@ -56,6 +57,8 @@ QUARTERS_AHEAD = 2
 
 KEY_DAYS_AHEAD = 7
 """Days of idempotency keys for which partitions are made ahead."""
+
+STOPPED = "the service stopped before it was decided"
 
 Result = Outcome | LedgerUnavailable
 
@@ -86,12 +89,13 @@ class EngineLimits:
 class _Ticket:
     """What one caller waits for: the results of its operations, in its order."""
 
-    __slots__ = ("future", "missing", "results")
+    __slots__ = ("future", "missing", "request", "results")
 
     def __init__(self, count: int, future: asyncio.Future[list[Result]]) -> None:
         self.results: list[Result | None] = [None] * count
         self.missing = count
         self.future = future
+        self.request = current_request.get()
 
     def deliver(self, index: int, result: Result) -> None:
         self.results[index] = result
@@ -188,7 +192,7 @@ class Engine:
         await self._idle.wait()
 
     async def close(self) -> None:
-        """Stop the lanes; call `drain` first, or undecided callers are cancelled."""
+        """Stop the lanes; call `drain` first, or callers learn that the outcome is open."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -254,14 +258,14 @@ class _Lane:
                     await self._process(batch)
 
     def abandon(self) -> None:
-        """Cancel everyone who still waits; only after the task has ended."""
+        """Refuse everyone who still waits; only after the task has ended."""
         for timer in self._timers:
             timer.cancel()
         left = [*self._queue, *(p for parked in self._parked.values() for p in parked)]
         self._queue.clear()
         self._parked.clear()
         for pending in left:
-            pending.ticket.future.cancel()
+            pending.ticket.fail(LedgerUnavailable(attempts=pending.attempt + 1, reason=STOPPED))
         self._engine.decided(len(left))
 
     def _take(self) -> list[_Pending]:
@@ -298,6 +302,7 @@ class _Lane:
             again = [p for p in batch if p.operation.account_id in lost]
             self._metrics.retried("contention", len(again))
             self._note_contention(lost)
+            _log.debug("credits.race_lost", operations=len(again), request_ids=_request_ids(again))
             self._put_back(again, "another process kept changing the account")
         self._answer(batch, plan.outcomes, lost)
 
@@ -343,7 +348,12 @@ class _Lane:
         """Put a batch back after a fault of the database; single out what a healthy one refuses."""
         if is_retryable(error):
             self._metrics.retried("database", len(batch))
-            _log.warning("credits.batch_retried", operations=len(batch), error=repr(error))
+            _log.warning(
+                "credits.batch_retried",
+                operations=len(batch),
+                error=repr(error),
+                request_ids=_request_ids(batch),
+            )
             self._put_back(batch, str(error) or type(error).__name__)
         elif batch[0].attempt == 0 and await self._ensured_partitions():
             self._put_back(batch, "a partition may have been missing")
@@ -355,7 +365,7 @@ class _Lane:
                 if ready:
                     await self._process(ready)
         else:
-            _log.error("credits.operation_failed", exc_info=error)
+            _log.error("credits.operation_failed", request_ids=_request_ids(batch), exc_info=error)
             batch[0].ticket.fail(error)
             self._engine.decided(1)
 
@@ -377,13 +387,22 @@ class _Lane:
     def _put_back(self, batch: Iterable[_Pending], reason: str) -> None:
         """Park the batch's accounts for the backoff, or give up on what has no retry left."""
         by_account: dict[AccountId, list[_Pending]] = {}
+        spent: list[_Pending] = []
         for pending in batch:
             if pending.attempt >= self._limits.backoff.retries:
                 attempts = pending.attempt + 1
+                spent.append(pending)
                 self._deliver(pending, LedgerUnavailable(attempts=attempts, reason=reason))
             else:
                 pending.attempt += 1
                 by_account.setdefault(pending.operation.account_id, []).append(pending)
+        if spent:
+            _log.warning(
+                "credits.operations_given_up",
+                operations=len(spent),
+                reason=reason,
+                request_ids=_request_ids(spent),
+            )
         if not by_account:
             return
         attempt = max(pending.attempt for group in by_account.values() for pending in group)
@@ -424,6 +443,10 @@ class _Lane:
         self._metrics.batch_decided({(kind_of(pending.operation), result_of(result)): 1})
         pending.ticket.deliver(pending.index, result)
         self._engine.decided(1)
+
+
+def _request_ids(batch: Iterable[_Pending]) -> tuple[str, ...]:
+    return ids_of(pending.ticket.request for pending in batch)
 
 
 def kind_of(operation: Operation) -> str:

@@ -12,7 +12,7 @@ from types import MappingProxyType
 import asyncpg
 
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable, PoolTimeout
+from tollkeeper.database.errors import DatabaseUnavailable, PoolTimeout, SchemaMissing
 from tollkeeper.kernel.errors import ConfigurationError
 
 APPLICATION_NAME = "tollkeeper"
@@ -27,6 +27,9 @@ CONNECTION_LOST_STATES = frozenset({"57P01", "57P02", "57P03"})
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
 """Serialization failure, deadlock, lock not available, too many connections."""
 
+SCHEMA_MISSING_STATES = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
+"""Undefined table, column, object (a type), function; invalid schema name: migrations make them."""
+
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -36,8 +39,8 @@ def connector(
     """Return a function that opens one connection to `dsn`, acting as `role`, with `settings`.
 
     Both travel in the greeting: they cost no round trip, and RESET returns to them. The function
-    raises `DatabaseUnavailable` whatever the reason, and `ConfigurationError` for a DSN that no
-    driver could understand.
+    raises `SchemaMissing` where there is no such role, `DatabaseUnavailable` whatever else the
+    reason, and `ConfigurationError` for a DSN that no driver could understand.
     """
     greeting = {"application_name": APPLICATION_NAME, **settings}
     if role is not None:
@@ -51,6 +54,10 @@ def connector(
         except TimeoutError as error:
             reason = f"no answer in {CONNECT_TIMEOUT_S:g} s"
             raise DatabaseUnavailable(reason=reason) from error
+        except asyncpg.InvalidParameterValueError as error:
+            if role is not None and f'"{role}"' in str(error):  # the migrations make the roles
+                raise SchemaMissing(reason=str(error)) from error
+            raise DatabaseUnavailable(reason=str(error)) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
             raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
         except (asyncpg.InterfaceError, ValueError) as error:
@@ -95,11 +102,17 @@ def is_connection_lost(error: BaseException) -> bool:
             return False
 
 
+def is_schema_missing(error: BaseException) -> bool:
+    """Say whether `error` means that the database lacks what the migrations make."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in SCHEMA_MISSING_STATES
+
+
 def is_retryable(error: BaseException) -> bool:
     """Say whether the same unit of work may succeed when tried again (SPEC C2).
 
-    After a lost connection the outcome may be unknown: retry only under an idempotency key.
+    After a lost connection the outcome may be unknown: retry only under an idempotency key. A
+    schema that is missing may be on its way.
     """
-    if isinstance(error, PoolTimeout) or is_connection_lost(error):
+    if isinstance(error, PoolTimeout | SchemaMissing) or is_connection_lost(error):
         return True
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES

@@ -4,6 +4,7 @@ DatabaseError
 ├── PoolTimeout               no connection became free before the deadline
 ├── PoolClosed                the pool is draining or closed
 ├── DatabaseUnavailable       the server cannot be reached, or went away
+├── SchemaMissing             the database lacks tables, or roles: it was not migrated
 └── EmbeddedError             the embedded server cannot run here; `problem` says why
 """
 
@@ -47,6 +48,17 @@ class DatabaseUnavailable(DatabaseError):
     def message(self) -> str:
         """Say what the server or the network answered."""
         return f"the database cannot be reached: {self.reason}"
+
+
+@dataclass(eq=False, kw_only=True)
+class SchemaMissing(DatabaseError):
+    """The database lacks what the migrations make."""
+
+    reason: str
+
+    def message(self) -> str:
+        """Say what is missing in PostgreSQL's words, and what to do."""
+        return f"the database is not migrated ({self.reason}): run `tollkeeper migrate`"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -20,9 +20,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from tollkeeper.database.connect import close_gently, is_connection_lost
+from tollkeeper.database.connect import close_gently, is_connection_lost, is_schema_missing
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable, PoolClosed, PoolTimeout
+from tollkeeper.database.errors import (
+    DatabaseError,
+    DatabaseUnavailable,
+    PoolClosed,
+    PoolTimeout,
+    SchemaMissing,
+)
 from tollkeeper.kernel.clock import Clock
 
 ACQUIRE_TIMEOUT_S = 5.0
@@ -95,6 +101,7 @@ class Pool:
             PoolTimeout: none became free in time; opening one counts as waiting.
             PoolClosed: the pool is draining or closed.
             DatabaseUnavailable: none is open and none can be opened.
+            SchemaMissing: none can be opened, because the role is not there.
         """
         if not self._is_open:
             raise PoolClosed
@@ -117,6 +124,7 @@ class Pool:
 
         Raises:
             DatabaseUnavailable: the connection was lost inside the block (and as `acquire` does).
+            SchemaMissing: a statement named what is not there (and as `acquire` does).
         """
         connection = await self.acquire(timeout_s)
         is_doubtful = True
@@ -128,6 +136,8 @@ class Pool:
             is_doubtful = is_lost or isinstance(error, TimeoutError)
             if is_lost and not isinstance(error, DatabaseUnavailable):
                 raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
+            if is_schema_missing(error):
+                raise SchemaMissing(reason=str(error)) from error
             raise
         finally:
             self._take_back(connection, discard=is_doubtful)
@@ -270,7 +280,9 @@ class Pool:
         if isinstance(failure, DatabaseUnavailable):
             reason = failure.reason
         for waiter in self._take_waiters():
-            refusal = DatabaseUnavailable(reason=reason)
+            refusal: DatabaseError = DatabaseUnavailable(reason=reason)
+            if isinstance(failure, SchemaMissing):
+                refusal = SchemaMissing(reason=failure.reason)
             refusal.__cause__ = failure
             waiter.set_exception(refusal)
 

@@ -18,6 +18,7 @@ from structlog.types import EventDict, Processor
 
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.masking import mask_event
+from tollkeeper.telemetry.request import add_request
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 FORMATS = ("auto", "console", "json")
@@ -61,6 +62,7 @@ def configure_logging(level: str, format: str, *, stream: TextIO | None = None) 
 def _shared_processors() -> list[Processor]:
     return [
         structlog.contextvars.merge_contextvars,
+        add_request,
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

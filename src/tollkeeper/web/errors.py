@@ -7,6 +7,7 @@ WebError
 ├── RequestInvalid            the body or a parameter; `errors` names the fields
 ├── RequestAborted            the caller went away before its body was complete
 ├── BodyTooLarge              more bytes than `limit_bytes`
+├── NotReady                  the service should get no traffic now; `faults` says why
 ├── IdempotencyKeyMissing     a money write without the header
 └── IdempotencyKeyInvalid     the header is there, but unusable
 """
@@ -94,6 +95,18 @@ class BodyTooLarge(WebError):
     def message(self) -> str:
         """Name the limit."""
         return f"the body may have at most {self.limit_bytes:,} bytes"
+
+
+@dataclass(eq=False, kw_only=True)
+class NotReady(WebError):
+    """The service should get no traffic now."""
+
+    faults: dict[str, str]
+    ready: bool = False
+
+    def message(self) -> str:
+        """Say what is missing."""
+        return "; ".join(f"{name}: {fault}" for name, fault in self.faults.items())
 
 
 @dataclass(eq=False, kw_only=True)

@@ -18,21 +18,31 @@ Answering = Callable[[Scope, Receive, str], Awaitable[JsonAnswer]]
 
 
 class Express:
-    """Answers `POST {prefix}{name}/{ending}` for the endings in `routes`."""
+    """Answers `POST {prefix}{name}/{ending}` for the endings in `routes`.
 
-    __slots__ = ("_app", "_prefix", "_problems", "_routes")
+    `parameter` is what the framework calls the name in the route's template.
+    """
+
+    __slots__ = ("_app", "_prefix", "_problems", "_routes", "_templates")
 
     def __init__(
-        self, app: ASGIApp, *, prefix: str, routes: Mapping[str, Answering], problems: ProblemTable
+        self,
+        app: ASGIApp,
+        *,
+        prefix: str,
+        parameter: str,
+        routes: Mapping[str, Answering],
+        problems: ProblemTable,
     ) -> None:
         self._app = app
         self._prefix = prefix
+        self._templates = {ending: f"{prefix}{{{parameter}}}/{ending}" for ending in routes}
         self._routes = routes
         self._problems = problems
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or pass on."""
-        answering, name = None, ""
+        answering, name, ending = None, "", ""
         if scope["type"] == ScopeType.HTTP and scope["method"] == "POST":
             path = scope["path"]
             if path.startswith(self._prefix):
@@ -41,6 +51,7 @@ class Express:
         if answering is None:
             await self._app(scope, receive, send)
             return
+        scope["path_template"] = self._templates[ending]
         try:
             response = await answering(scope, receive, name)
         except Exception as error:  # noqa: BLE001  # the edge: the table decides what a caller sees

@@ -22,5 +22,8 @@ class HeadAsGet:
         """Pass the request on."""
         if scope["type"] == ScopeType.HTTP and scope["method"] == "HEAD":
             asked: HTTPScope = {**scope, "method": "GET"}
-            scope = asked
+            await self._app(asked, receive, send)
+            if "path_template" in asked:  # for the log
+                scope["path_template"] = asked["path_template"]
+            return
         await self._app(scope, receive, send)

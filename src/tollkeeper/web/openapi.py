@@ -64,6 +64,10 @@ class ProblemView(msgspec.Struct):
     detail: Annotated[str, Meta(description="what happened, for people")] | msgspec.UnsetType = (
         msgspec.UNSET
     )
+    request_id: (
+        Annotated[str, Meta(description="also in `X-Request-Id` and in the service's log")]
+        | msgspec.UnsetType
+    ) = msgspec.UNSET
     errors: (
         Annotated[list[FieldFaultView], Meta(description="`invalid-request`: each field at fault")]
         | msgspec.UnsetType

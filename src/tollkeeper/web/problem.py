@@ -20,15 +20,17 @@ from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 from litestar.types import Scope, Send
 
-from tollkeeper.database.errors import DatabaseError
+from tollkeeper.database.errors import DatabaseError, SchemaMissing
 from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.telemetry.request import REQUEST_ID, current_request_id, note_problem
 from tollkeeper.web.errors import (
     BodyTooLarge,
     FieldFault,
     IdempotencyKeyInvalid,
     IdempotencyKeyMissing,
     NotAuthenticated,
+    NotReady,
     RequestAborted,
     RequestInvalid,
     ScopeMissing,
@@ -83,6 +85,10 @@ SHARED_PROBLEMS: ProblemTable = {
     ),
     IdempotencyKeyInvalid: ProblemKind(
         400, URN + "idempotency-key-invalid", "Idempotency-Key cannot be used"
+    ),
+    NotReady: ProblemKind(503, URN + "not-ready", "The service is not ready"),
+    SchemaMissing: ProblemKind(
+        503, URN + "schema-missing", "The database is not migrated", private=True
     ),
     DatabaseError: ProblemKind(
         503, URN + "database-unavailable", "The database is not available", private=True
@@ -149,7 +155,8 @@ def kind_of(error: type[Exception], table: ProblemTable) -> ProblemKind:
 
 async def send_problem(send: Send, problem: Problem) -> None:
     """Answer a request with a problem, in plain ASGI."""
-    body = msgspec.json.encode(problem.document())
+    note_problem(problem.type, cause=None)
+    body = _encoded(problem)
     headers = [
         (b"content-type", MEDIA_TYPE.encode()),
         (b"content-length", b"%d" % len(body)),
@@ -173,7 +180,7 @@ def exception_handlers(
             problem = problem_of(error, table)
         log_failure(request.scope, problem, error)
         return Response(
-            content=msgspec.json.encode(problem.document()),
+            content=_encoded(problem),
             status_code=problem.status,
             media_type=MEDIA_TYPE,
             headers=dict(problem.headers),
@@ -183,11 +190,24 @@ def exception_handlers(
 
 
 def log_failure(scope: Scope, problem: Problem, error: Exception) -> None:
-    """Log what no rule foresaw, once, where it becomes an answer."""
+    """Log what no rule foresaw, once, where it becomes an answer.
+
+    What was foreseen and is still our fault goes into the request's own line.
+    """
+    note_problem(problem.type, cause=error if problem.status > INTERNAL.status else None)
     if problem.status == INTERNAL.status:
         _log.error(
             "web.request_failed", method=scope.get("method"), path=scope["path"], exc_info=error
         )
+
+
+def _encoded(problem: Problem) -> bytes:
+    """Return the document that answers the current request, with its id."""
+    document = problem.document()
+    request_id = current_request_id()
+    if request_id is not None:
+        document[REQUEST_ID] = request_id
+    return msgspec.json.encode(document)
 
 
 def _facts_of(error: Exception, detail: str) -> dict[str, object]:
@@ -202,7 +222,7 @@ def _facts_of(error: Exception, detail: str) -> dict[str, object]:
     }
 
 
-_JSON_TYPES = (str, int, float, type(None), UUID, datetime, tuple)
+_JSON_TYPES = (str, int, float, type(None), UUID, datetime, tuple, dict)
 """What a fact may be; a field of another type (a cause, an object) is not for callers."""
 
 

@@ -25,7 +25,7 @@ from tollkeeper.access.service import AccessService
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.embedded import EmbeddedServer
-from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.errors import DatabaseUnavailable, SchemaMissing
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
@@ -565,7 +565,7 @@ async def test_last_uses_wait_for_a_database_that_is_away(
     await service.refresh()
     service.principal_of(used.token)
     await connection.execute("ALTER TABLE api_key_uses RENAME TO away")
-    with pytest.raises(asyncpg.UndefinedTableError):
+    with pytest.raises(SchemaMissing):
         await service.record_uses()
     await connection.execute("ALTER TABLE away RENAME TO api_key_uses")
     await service.record_uses()

@@ -23,6 +23,7 @@ from tollkeeper.credits.note import make_key, open_note
 from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import SchemaMissing
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
 from tollkeeper.wiring import CREDITS_ROLE
 
@@ -390,7 +391,7 @@ async def test_the_rounds_are_counted(ledger: Ledger, owner: Connection, credits
         await maker.make()
         await maker.make()
         await owner.execute("ALTER TABLE checkpoints RENAME TO hidden")
-        with pytest.raises(asyncpg.UndefinedTableError):
+        with pytest.raises(SchemaMissing):
             await maker.round()
         await owner.execute("ALTER TABLE hidden RENAME TO checkpoints")
         again = await maker.make()

@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 
 from tollkeeper.database.connect import close_gently, connector, is_connection_lost, is_retryable
-from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.errors import DatabaseUnavailable, SchemaMissing
 from tollkeeper.kernel.errors import ConfigurationError
 
 
@@ -42,8 +42,8 @@ async def test_missing_database_is_unavailable_and_named(empty_dsn: str) -> None
         await connector(dsn)()
 
 
-async def test_missing_role_is_unavailable_and_named(empty_dsn: str) -> None:
-    with pytest.raises(DatabaseUnavailable, match="nobody_here"):
+async def test_missing_role_is_a_missing_schema_and_named(empty_dsn: str) -> None:
+    with pytest.raises(SchemaMissing, match="nobody_here"):
         await connector(empty_dsn, role="nobody_here")()
 
 

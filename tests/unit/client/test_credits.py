@@ -152,11 +152,15 @@ async def test_two_writes_have_two_keys(clock: StillClock, numbers: Iterator[int
         client_of(other.url, clock, numbers) as client,
     ):
         await client.consume("acme", 5)
-        await client.topup("acme", 5, description="more", metadata={"a": 1})
+        await client.topup(
+            "acme", 5, description="more", metadata={"a": 1}, payment={"holder": "Jo"}
+        )
 
         first, second = other.requests
         assert key_of(first) != key_of(second)
-        assert second.endswith(b'{"amount":5,"description":"more","metadata":{"a":1}}')
+        assert second.endswith(
+            b'{"amount":5,"description":"more","metadata":{"a":1},"payment":{"holder":"Jo"}}'
+        )
         assert b"Authorization: Bearer tk_test\r\n" in first
 
 

@@ -34,7 +34,7 @@ def answer_to(method: str, path: str) -> tuple[int, bytes]:
         return {"type": "http.request", "body": b"", "more_body": False}
 
     express = Express(
-        pass_on, prefix="/a/", routes={"said": say_name, "broken": break_down},
+        pass_on, prefix="/a/", parameter="name", routes={"said": say_name, "broken": break_down},
         problems=SHARED_PROBLEMS,
     )  # fmt: skip
     scope = {"type": "http", "method": method, "path": path, "headers": []}
