@@ -41,7 +41,7 @@ def test_operations_have_short_names_of_their_own(
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
-        "refund", "read_checkpoints", "read_leaves", "prove", "read_links",
+        "refund", "read_checkpoints", "read_leaves", "prove", "read_links", "unfreeze", "list_frozen",
         "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "health", "ready", "metrics",
     ] == [
