@@ -42,6 +42,7 @@ def test_operations_have_short_names_of_their_own(
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
         "refund", "read_checkpoints", "read_leaves", "prove", "read_links",
+        "unfreeze", "list_frozen",
         "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "health", "ready", "metrics",
     ] == [
@@ -108,6 +109,8 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         "POST /v1/holds/ID/capture": 201,
         "POST /v1/holds/ID/extend": 201,
         "POST /v1/holds/ID/release": 201,
+        "POST /v1/accounts/acme-prod/unfreeze": 409,  # nothing is wrong with it
+        "GET /v1/frozen-accounts": 200,
         "POST /v1/audit/verify": 200,
         "GET /v1/audit/checkpoints": 200,
         "GET /v1/audit/checkpoints/1/leaves": 404,

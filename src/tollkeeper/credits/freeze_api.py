@@ -93,7 +93,7 @@ _UNFREEZE = RouteFacts(
     tag="audit",
     scope=Scope.ADMIN,
     parameters=(ACCOUNT_ID, key_header("unfreeze-1")),
-    body=Body(struct=UnfreezeBody, example={"reason": "row restored from backup, ticket 4711"}),
+    body=Body(struct=UnfreezeBody, example={"reason": "row restored from backup, ticket 17"}),
     answers={201: transaction_answer(TransactionView)},
     problems=(
         *KEY_PROBLEMS, errors.OperatorNeeded, errors.AccountNotFound, errors.NotFrozen,
