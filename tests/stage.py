@@ -126,7 +126,9 @@ class Stage:
         return self._runner.run(done())
 
     def sweep(self, engine: int) -> None:
-        self._runner.run(self._ledgers[engine][1].service.sweep())
+        """Book what has expired, as the worker does."""
+        service = CreditsService(self._ledgers[engine][1].engine, self._reads, LedgerStore())
+        self._runner.run(service.sweep())
 
     def balance(self, account_id: str) -> int:
         account = self._runner.run(self._reader.account(AccountId(account_id), None))

@@ -242,8 +242,8 @@ def test_the_ledger_does_what_the_reference_does(stage: Stage) -> None:
     run_state_machine_as_test(
         Machine,
         settings=settings(
-            max_examples=60,
-            stateful_step_count=20,
+            max_examples=40,
+            stateful_step_count=18,
             deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         ),
