@@ -45,7 +45,8 @@ check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
 bench: $(STAMP) ## the figures of the README, measured here (ARGS=--quick: a first look)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(STAMP) ## growth to ten million transactions
+soak: $(STAMP) ## 200 kills under load; growth to ten million transactions
+	@TOLLKEEPER_KILLS=200 $(BIN)/python -m pytest -q tests/acceptance/test_kills.py
 	@$(BIN)/python -m benchmarks --only growth $(ARGS)
 
 lock: $(STAMP) ## resolve requirements.lock anew

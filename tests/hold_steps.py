@@ -148,7 +148,9 @@ def operation_of(  # noqa: PLR0911  # one for each kind of step
         case "release", [hold_id]:
             return requests.release(said, hold_id=hold_id)  # type: ignore[arg-type]  # as drawn
         case "extend", [hold_id, int(amount), int(seconds)]:
-            return requests.extend(said, hold_id=hold_id, amount=amount, expires_in_s=seconds * second_s)  # type: ignore[arg-type]  # as drawn
+            return requests.extend(
+                said, hold_id=hold_id, amount=amount, expires_in_s=seconds * second_s
+            )  # type: ignore[arg-type]  # as drawn
         case "refund", [transaction_id, amount]:
             return requests.refund(said, transaction_id=transaction_id, amount=amount)  # type: ignore[arg-type]  # as drawn
         case _:

@@ -225,7 +225,9 @@ def is_a_look(node: dict[str, object]) -> bool:
 async def test_every_statement_finds_its_rows_by_index_however_little_is_known_of_the_table(
     session: Connection, name: str
 ) -> None:
-    found = [node for node in await plan_of(session, name, *STATEMENTS[name]) if not is_a_look(node)]
+    found = [
+        node for node in await plan_of(session, name, *STATEMENTS[name]) if not is_a_look(node)
+    ]
     kinds = {str(node["Node Type"]) for node in found}
 
     assert {"Index Scan", "Index Only Scan"} & kinds
