@@ -1,4 +1,4 @@
-"""Holds and refunds as a few lines, and the steps that are taken on them and on the ledger alike."""
+"""Holds and refunds as a few lines, and steps to take on them and on the ledger alike."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from tests.ledger import consume, topup, words
 
 from tollkeeper.credits import requests
-from tollkeeper.credits.model import Operation
+from tollkeeper.credits.model import HoldOperation, Movement, Refund, Reserve
 from tollkeeper.kernel.ids import TransactionId
 
 Step = tuple[object, ...]
+MoneyWrite = Movement | Reserve | HoldOperation | Refund
 
 amounts = st.integers(1, 30)
 some = st.none() | amounts
@@ -122,7 +123,7 @@ def operation_of(  # noqa: PLR0911  # one for each kind of step
     account_id: str,
     key: str | None = None,
     second_s: int = 1,
-) -> Operation | None:
+) -> MoneyWrite | None:
     """Return what a step asks for; None when there is nothing yet that it could be about.
 
     A second of the reference lasts `second_s`.
@@ -148,9 +149,8 @@ def operation_of(  # noqa: PLR0911  # one for each kind of step
         case "release", [hold_id]:
             return requests.release(said, hold_id=hold_id)  # type: ignore[arg-type]  # as drawn
         case "extend", [hold_id, int(amount), int(seconds)]:
-            return requests.extend(
-                said, hold_id=hold_id, amount=amount, expires_in_s=seconds * second_s
-            )  # type: ignore[arg-type]  # as drawn
+            expires_in_s = seconds * second_s
+            return requests.extend(said, hold_id=hold_id, amount=amount, expires_in_s=expires_in_s)  # type: ignore[arg-type]  # as drawn
         case "refund", [transaction_id, amount]:
             return requests.refund(said, transaction_id=transaction_id, amount=amount)  # type: ignore[arg-type]  # as drawn
         case _:

@@ -23,12 +23,12 @@ from hypothesis.stateful import (
 )
 from tests.cutting_proxy import Cut
 from tests.database_clock import make_settable, set_ahead
-from tests.hold_steps import Reference, Step, amounts, changes, operation_of
+from tests.hold_steps import MoneyWrite, Reference, Step, amounts, changes, operation_of
 from tests.ledger import consume, opening, topup, words_of
 from tests.stage import ENGINES, Stage, as_another_request
 
 from tollkeeper.credits.engine import Result
-from tollkeeper.credits.model import Kind, Operation, Posted, Transaction, Write
+from tollkeeper.credits.model import Kind, Posted, Transaction
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.ids import TransactionId, mint_key, system_entropy
@@ -66,7 +66,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.reference = Reference()
         self.holds: list[TransactionId] = []
         self.takings: list[TransactionId] = []
-        self.posted: list[tuple[Write, Transaction, int]] = []
+        self.posted: list[tuple[MoneyWrite, Transaction, int]] = []
         self._set_clock()
         (opened,) = self.stage.answer(0, [opening(self.account_id)], apart=True, killing=False)
         assert ["opened"] == words_of([opened])
@@ -75,7 +75,7 @@ class LedgerMachine(RuleBasedStateMachine):
         hours = timedelta(hours=self.reference.second)
         self.stage.execute(lambda owner: set_ahead(owner, hours))
 
-    def _drawn(self, step: Step) -> tuple[Write, str] | None:
+    def _drawn(self, step: Step) -> tuple[MoneyWrite, str] | None:
         """Return what a step asks for and what the reference says to it."""
         made = self.takings if step[0] == "refund" else self.holds
         operation = operation_of(
@@ -83,7 +83,6 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         if operation is None:
             return None
-        assert isinstance(operation, Write)
         return operation, self.reference.decide(step, len(made))
 
     def _key(self) -> str:
@@ -91,10 +90,9 @@ class LedgerMachine(RuleBasedStateMachine):
         now = datetime.now(UTC) + timedelta(hours=self.reference.second)
         return mint_key(now, system_entropy())
 
-    def _note(self, operation: Operation, result: Result) -> None:
+    def _note(self, operation: MoneyWrite, result: Result) -> None:
         if not isinstance(result, Posted):
             return
-        assert isinstance(operation, Write)
         transaction = result.transaction
         self.posted.append((operation, transaction, self.reference.second))
         if transaction.kind is Kind.HOLD:
