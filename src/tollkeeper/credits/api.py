@@ -5,7 +5,8 @@ costs 24.8 µs in the framework, so 16.3 µs (measured in process). Bodies and a
 of `messages.py`; what stands in the OpenAPI document is said in the `RouteFacts` here.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
@@ -111,6 +112,9 @@ PROBLEMS: ProblemTable = {
     ),
 }
 
+BATCH_TURN_S = 0.005
+"""A batch whose items take longer to read lets other requests have their turn."""
+
 _ENCODER = msgspec.json.Encoder()
 _REPLAYED = ((b"idempotent-replayed", b"true"),)
 AnyRequest = Request[None, None, State]
@@ -209,9 +213,7 @@ class CreditsApi:
         principal = authorize(request.scope, Scope.CREDITS_WRITE)
         refuse_query(request.scope)
         body = decode_body(self._batch_decoder, await read_body(request.receive))
-        operations = [
-            self._operation(item, principal, index) for index, item in enumerate(body.operations)
-        ]
+        operations = await self._operations(body.operations, principal)
         results = await self._service.execute(operations)
         return answer(BatchAnswer([self._result(result) for result in results]), 200)
 
@@ -280,6 +282,20 @@ class CreditsApi:
 
     def _said(self, facts: RouteFacts) -> type[DocumentedOperation]:
         return documented(facts, self._problems)
+
+    async def _operations(self, items: Sequence[Item], principal: Principal) -> list[Operation]:
+        """Make operations of a batch's items; others get their turn while that takes long.
+
+        Masking 500 crafted characters takes a millisecond, and a batch may have ten thousand.
+        """
+        loop = asyncio.get_running_loop()
+        operations, until_s = [], loop.time() + BATCH_TURN_S
+        for index, item in enumerate(items):
+            operations.append(self._operation(item, principal, index))
+            if loop.time() > until_s:
+                await asyncio.sleep(0)
+                until_s = loop.time() + BATCH_TURN_S
+        return operations
 
     def _operation(self, item: Item, principal: Principal, index: int) -> Operation:
         place = f"operations[{index}]."
