@@ -1,4 +1,4 @@
-"""What `web.body` counts on: whoever decodes a body leaves defaults out when it is written again."""
+"""What `web.body` counts on: a body that was decoded leaves defaults out when written again."""
 
 import msgspec
 import pytest
