@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import asyncpg
 import httpx
-from tests.acceptance.conftest import running_service
+from tests.acceptance.conftest import Service, running_service
 from tests.conftest import Databases
 from tests.customers import NO_RETRIES, Books, Cashier, Customer, rows_of
 

@@ -49,6 +49,9 @@ from tollkeeper.credits.route_facts import (
     ACCOUNT_ID,
     AFTER,
     LIMIT,
+    OF_ACCOUNT,
+    OF_TAKING,
+    OF_TRANSACTION,
     PAGE_DEFAULT,
     PAGE_LIMIT,
     written,
@@ -62,7 +65,7 @@ from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.express import Answering
 from tollkeeper.web.idempotency import idempotency_key
-from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, RouteFacts, documented
+from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, Link, RouteFacts, documented
 from tollkeeper.web.problem import URN, ProblemKind, ProblemTable, problem_of
 from tollkeeper.web.query import query_of, refuse_query
 
@@ -407,8 +410,12 @@ _OPEN = RouteFacts(
     scope=Scope.CREDITS_WRITE,
     body=Body(struct=OpenAccountBody, example={"account_id": "acme-prod", "tenant_id": "acme"}),
     answers={
-        201: Answer(description="opened", view=AccountView),
-        200: Answer(description="it was open already, for the same tenant", view=AccountView),
+        201: Answer(description="opened", view=AccountView, links=OF_ACCOUNT),
+        200: Answer(
+            description="it was open already, for the same tenant",
+            view=AccountView,
+            links=OF_ACCOUNT,
+        ),
     },
     problems=(errors.AccountTaken,),
 )
@@ -434,6 +441,7 @@ _TOP_UP = written(
     place=ACCOUNT_ID,
     view=TransactionView,
     problems=(errors.AccountNotFound, errors.BalanceTooLarge),
+    links=(*OF_TRANSACTION, Link("consume", "account_id"), Link("hold", "account_id")),
 )
 _CONSUME = written(
     "Consume",
@@ -442,6 +450,7 @@ _CONSUME = written(
     place=ACCOUNT_ID,
     view=TransactionView,
     problems=(errors.AccountNotFound, errors.InsufficientCredits),
+    links=OF_TAKING,
 )
 _HISTORY = RouteFacts(
     summary="Read an account's transactions",
