@@ -18,7 +18,7 @@ from tests.acceptance.conftest import Service, running_service
 from tests.conftest import Databases
 
 PATIENCE_S = 20.0
-EXAMPLES = 120
+EXAMPLES = 250
 SOME_ID = "01978a3c-5f00-7abc-8def-0123456789ab"
 PATHS = [
     "/v1/accounts",
