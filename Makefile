@@ -31,7 +31,7 @@ demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: en
 
 test: $(STAMP) ## all tests, on a real PostgreSQL
 	@$(BIN)/python -m pytest --cov --cov-report= $(ARGS)
-	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=90
+	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=95
 	@$(BIN)/coverage report --include='src/tollkeeper/access/*' --fail-under=95
 
 check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests

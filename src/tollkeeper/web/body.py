@@ -39,7 +39,7 @@ _LONE_SURROGATE = re.compile(
 
 _LOCATED = re.compile(r"(?P<fault>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)
 _PATTERNED = re.compile(r"Expected `str` matching regex (?P<literal>.*)", re.DOTALL)
-_PLACE = re.compile(r"` - at `\$[A-Za-z0-9_.\[\]]*`\Z")
+_PLACE = re.compile(r"[`'] - at (?:`key` in )?`\$[A-Za-z0-9_.\[\]]*`\Z")
 _END = r"(?![\s\S])"
 _NAMED_FIELD = re.compile(
     r"Object (?:missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL
