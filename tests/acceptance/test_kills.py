@@ -43,7 +43,12 @@ class Program:
 
     def __init__(self, *arguments: str, environment: dict[str, str], log: Path) -> None:
         self._command = [sys.executable, "-m", "tollkeeper", *arguments]
-        self._environment = clean_environment(environment)
+        # Who is killed while it writes its coverage leaves a broken file.
+        self._environment = {
+            name: value
+            for name, value in clean_environment(environment).items()
+            if not name.startswith("COVERAGE")
+        }
         self._log = log
         self.start()
 

@@ -20,10 +20,10 @@ from tests.acceptance.conftest import Service
 if TYPE_CHECKING:
     from schemathesis.specs.openapi.schemas import OpenApiOperation
 
-EXAMPLES = 20
+EXAMPLES = 15
 """Requests for each operation, and as many that the document forbids."""
 
-WALKS, STEPS = 12, 20
+WALKS, STEPS = 9, 20
 """How often an account is opened to follow the document's links, and how far."""
 
 

@@ -65,7 +65,14 @@ from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.express import Answering
 from tollkeeper.web.idempotency import idempotency_key
-from tollkeeper.web.openapi import Answer, Body, DocumentedOperation, Link, RouteFacts, documented
+from tollkeeper.web.openapi import (
+    Answer,
+    Body,
+    DocumentedOperation,
+    NextStep,
+    RouteFacts,
+    documented,
+)
 from tollkeeper.web.problem import URN, ProblemKind, ProblemTable, problem_of
 from tollkeeper.web.query import query_of, refuse_query
 
@@ -410,11 +417,11 @@ _OPEN = RouteFacts(
     scope=Scope.CREDITS_WRITE,
     body=Body(struct=OpenAccountBody, example={"account_id": "acme-prod", "tenant_id": "acme"}),
     answers={
-        201: Answer(description="opened", view=AccountView, links=OF_ACCOUNT),
+        201: Answer(description="opened", view=AccountView, next_steps=OF_ACCOUNT),
         200: Answer(
             description="it was open already, for the same tenant",
             view=AccountView,
-            links=OF_ACCOUNT,
+            next_steps=OF_ACCOUNT,
         ),
     },
     problems=(errors.AccountTaken,),
@@ -441,7 +448,7 @@ _TOP_UP = written(
     place=ACCOUNT_ID,
     view=TransactionView,
     problems=(errors.AccountNotFound, errors.BalanceTooLarge),
-    links=(*OF_TRANSACTION, Link("consume", "account_id"), Link("hold", "account_id")),
+    next_steps=(*OF_TRANSACTION, NextStep("consume", "account_id"), NextStep("hold", "account_id")),
 )
 _CONSUME = written(
     "Consume",
@@ -450,7 +457,7 @@ _CONSUME = written(
     place=ACCOUNT_ID,
     view=TransactionView,
     problems=(errors.AccountNotFound, errors.InsufficientCredits),
-    links=OF_TAKING,
+    next_steps=OF_TAKING,
 )
 _HISTORY = RouteFacts(
     summary="Read an account's transactions",

@@ -8,7 +8,7 @@ from tollkeeper.credits import errors, requests
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
 from tollkeeper.web.idempotency import MAX_KEY_LENGTH
-from tollkeeper.web.openapi import Answer, Body, Link, RouteFacts
+from tollkeeper.web.openapi import Answer, Body, NextStep, RouteFacts
 
 PAGE_DEFAULT = 100
 """Rows in a page that does not ask for another number."""
@@ -43,13 +43,13 @@ LIMIT = Parameter(
     example=10,
 )
 OF_ACCOUNT = tuple(
-    Link(operation, "account_id")
+    NextStep(operation, "account_id")
     for operation in ("read_account", "read_history", "list_holds", "top_up", "consume", "hold")
 )
-OF_TRANSACTION = (Link("read_transaction", "transaction_id"),)
-OF_TAKING = (*OF_TRANSACTION, Link("refund", "transaction_id"))
+OF_TRANSACTION = (NextStep("read_transaction", "transaction_id"),)
+OF_TAKING = (*OF_TRANSACTION, NextStep("refund", "transaction_id"))
 OF_HOLD = tuple(
-    Link(operation, "hold_id") for operation in ("read_hold", "release", "extend", "capture")
+    NextStep(operation, "hold_id") for operation in ("read_hold", "release", "extend", "capture")
 )
 """What can be done next with what an answer names."""
 
@@ -86,7 +86,7 @@ def written(  # keyword-only: what a money write's route says
     place: Parameter,
     view: type[msgspec.Struct],
     problems: tuple[type[errors.Refusal], ...],
-    links: tuple[Link, ...] = OF_TRANSACTION,
+    next_steps: tuple[NextStep, ...] = OF_TRANSACTION,
     tag: str = "transactions",
 ) -> RouteFacts:
     """Return what the document says of a money write; `place` is the parameter in its path."""
@@ -101,7 +101,7 @@ def written(  # keyword-only: what a money write's route says
                 description="done: the transaction, and the account's state after it",
                 view=view,
                 headers=_REPLAYED_HEADER,
-                links=links,
+                next_steps=next_steps,
             )
         },
         problems=(

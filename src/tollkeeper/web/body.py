@@ -33,8 +33,9 @@ T = TypeVar("T")
 
 _ENCODER = msgspec.json.Encoder()
 _LONE_SURROGATE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"(?<!\\)(?:\\\\)*"  # not the text of a backslash and ud800
+    rb"(?:\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2})"
 )
 
 _LOCATED = re.compile(r"(?P<fault>.*) - at (?:`key` in )?`\$\.?(?P<path>.*)`", re.DOTALL)

@@ -71,7 +71,7 @@ class ProblemView(msgspec.Struct):
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class NextStep:
     """What an answer leads to: an operation, and the member that is its parameter of that name."""
 
     operation: str
@@ -92,7 +92,7 @@ class Answer:
     description: str
     view: type[msgspec.Struct] | None = None
     headers: Mapping[str, dict[str, object]] = field(default_factory=dict)
-    links: tuple[Link, ...] = ()
+    next_steps: tuple[NextStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,8 +214,8 @@ def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, dict[str, ob
             if answer.view
             else {"text/plain": {"schema": {"type": "string"}}},
         }
-        if answer.links:
-            links = {link.operation: link.to_schema() for link in answer.links}
+        if answer.next_steps:
+            links = {step.operation: step.to_schema() for step in answer.next_steps}
             responses[str(status)] |= {"links": links}
     kinds = problem_kinds(facts, table)
     for status in sorted({kind.status for kind in kinds}):

@@ -62,6 +62,7 @@ def fault_in(body: bytes) -> FieldFault:
         (b'{"items": [{"amount": 1, "name": "\\ud800"}]}', "body", "surrogate"),
         (b'{"items": [{"amount": 1, "name": "\\udc00x"}]}', "body", "surrogate"),
         (b'{"items": [{"amount": 1, "name": "\\ud83d\\ude00"', "body", "truncated"),
+        (b'{"items": [{"amount": 1, "name": "\\\\ud800"', "body", "truncated"),
         (b'{"items": [], "items": []}', "items", "more than once"),
         (b'{"items": [{"amount": 1, "amount": 2}]}', "amount", "more than once"),
         (b'{"items": [{"amount": 1, "\\u0061mount": 2}]}', "amount", "more than once"),
