@@ -1,9 +1,10 @@
 """A proxy before PostgreSQL that cuts the connection at a commit, before or after it has happened.
 
 It speaks just enough of PostgreSQL's protocol (manual, "Message Formats") to see a commit
-coming: the Bind of the ledger's commit statement, or a plain COMMIT. `AFTER` waits for the
-server's ReadyForQuery, so the commit is done and durable, and swallows the answer; `BEFORE` lets
-nothing through.
+coming: the Bind of the ledger's commit statement, or the COMMIT of a unit of work that may write.
+`AFTER` waits for the server's ReadyForQuery, so the commit is done and durable, and swallows the
+answer; `BEFORE` lets nothing through; `DELAY` keeps the commit from the server, says so by `held`,
+and waits for `go_on`.
 """
 
 import asyncio
@@ -26,6 +27,7 @@ class Cut(Enum):
     BEFORE = "before"
     AFTER = "after"
     PASS = "pass"
+    DELAY = "delay"
 
 
 class CuttingProxy:
@@ -38,6 +40,9 @@ class CuttingProxy:
         self._login = f"{parts.username}@", parts.path
         self._tasks: set[asyncio.Task[None]] = set()
         self.cuts = deque(cuts)
+        self.has_cut = asyncio.Event()
+        self.held = asyncio.Event()
+        self.go_on = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -90,6 +95,7 @@ class _Session:
         self._client_reader, self._client_writer = client
         self._reader, self._writer = server
         self._commit_statements: set[bytes] = set()
+        self._only_reads = False
         self._swallows = False
 
     async def to_server(self) -> None:
@@ -102,7 +108,11 @@ class _Session:
                 if self._is_commit(kind, body) and self._proxy.cuts:
                     cut = self._proxy.cuts.popleft()
                     if cut is Cut.BEFORE:
+                        self._proxy.has_cut.set()
                         return
+                    if cut is Cut.DELAY:
+                        self._proxy.held.set()
+                        await self._proxy.go_on.wait()
                     self._swallows = cut is Cut.AFTER
                 self._writer.write(head + body)
                 await self._writer.drain()
@@ -115,6 +125,7 @@ class _Session:
                     self._client_writer.write(head + body)
                     await self._client_writer.drain()
                 elif kind == b"Z":
+                    self._proxy.has_cut.set()
                     return
 
     def _is_commit(self, kind: bytes, body: bytes) -> bool:
@@ -124,7 +135,9 @@ class _Session:
                 self._commit_statements.add(name)
         if kind == b"B":
             return body.split(b"\0", 2)[1] in self._commit_statements
-        return kind == b"Q" and body.startswith(b"COMMIT")
+        if kind == b"Q" and body.startswith(b"BEGIN"):
+            self._only_reads = b"READ ONLY" in body
+        return kind == b"Q" and body.startswith(b"COMMIT") and not self._only_reads
 
 
 async def _message(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bytes]:

@@ -73,7 +73,7 @@ Ending = Annotated[Moment | None, Meta(description="from then on it is refused; 
 Successor = Annotated[KeyIdText | None, Meta(description="the key that rotation made in its place")]
 
 
-class CreateKeyBody(msgspec.Struct, forbid_unknown_fields=True):
+class CreateKeyBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """A key to make."""
 
     name: Name
@@ -82,7 +82,7 @@ class CreateKeyBody(msgspec.Struct, forbid_unknown_fields=True):
     expires_in_s: LifeSeconds | None = None
 
 
-class RotateKeyBody(msgspec.Struct, forbid_unknown_fields=True):
+class RotateKeyBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How to change a key for a new one."""
 
     grace_s: GraceSeconds = GRACE_S
@@ -92,7 +92,7 @@ class RotateKeyBody(msgspec.Struct, forbid_unknown_fields=True):
     ] = None
 
 
-class RevokeKeyBody(msgspec.Struct, forbid_unknown_fields=True):
+class RevokeKeyBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How to end a key."""
 
     force: Annotated[

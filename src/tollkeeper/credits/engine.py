@@ -41,7 +41,7 @@ from tollkeeper.credits.model import (
     Unfreeze,
 )
 from tollkeeper.credits.store import LedgerStore, accounts_of
-from tollkeeper.database.connect import is_retryable
+from tollkeeper.database.connect import is_partition_missing, is_retryable
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.backoff import Backoff
@@ -355,7 +355,7 @@ class _Lane:
                 request_ids=_request_ids(batch),
             )
             self._put_back(batch, str(error) or type(error).__name__)
-        elif batch[0].attempt == 0 and await self._ensured_partitions():
+        elif is_partition_missing(error) and await self._ensured_partitions():
             self._put_back(batch, "a partition may have been missing")
         elif len(batch) > 1:
             # One operation the database will not take must not fail its neighbours.

@@ -31,7 +31,16 @@ from tollkeeper.credits.messages import (
 )
 from tollkeeper.credits.model import HoldOperation, Posted, Refund, Reserve
 from tollkeeper.credits.requests import WriteWords
-from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, EXAMPLE_ID, LIMIT, written
+from tollkeeper.credits.route_facts import (
+    ACCOUNT_ID,
+    AFTER,
+    EXAMPLE_ID,
+    LIMIT,
+    OF_HOLD,
+    OF_TAKING,
+    OF_TRANSACTION,
+    written,
+)
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import AccountId, EntropySource, TransactionId
@@ -40,7 +49,7 @@ from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
 from tollkeeper.web.idempotency import idempotency_key
-from tollkeeper.web.openapi import Answer, Body, RouteFacts, documented
+from tollkeeper.web.openapi import Answer, Body, NextStep, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
 from tollkeeper.web.query import query_of, refuse_query
 
@@ -254,11 +263,12 @@ def _settling(
     body: type[msgspec.Struct],
     example: Mapping[str, object],
     *more: type[errors.Refusal],
+    next_steps: tuple[NextStep, ...] = OF_TRANSACTION,
 ) -> RouteFacts:
     return written(
         summary, key, Body(struct=body, example=example, is_required=False),
         place=_HOLD_ID, view=TermsView, tag="holds",
-        problems=(errors.HoldNotFound, errors.HoldClosed, *more),
+        problems=(errors.HoldNotFound, errors.HoldClosed, *more), next_steps=next_steps,
     )  # fmt: skip
 
 
@@ -266,7 +276,7 @@ _HOLD = written(
     "Hold credits", "hold-1",
     Body(struct=HoldBody, example={"amount": 500, "expires_in_s": 600, "allowance": 100}),
     place=ACCOUNT_ID, view=TermsView, tag="holds",
-    problems=(errors.AccountNotFound, errors.InsufficientCredits),
+    problems=(errors.AccountNotFound, errors.InsufficientCredits), next_steps=OF_HOLD,
 )  # fmt: skip
 _LIST = RouteFacts(
     summary="Read an account's open holds",
@@ -286,7 +296,7 @@ _READ = RouteFacts(
 )
 _CAPTURE = _settling(
     "Capture a hold", "capture-1", CaptureBody, {"amount": 120},
-    errors.CaptureTooLarge, errors.InsufficientCredits,
+    errors.CaptureTooLarge, errors.InsufficientCredits, next_steps=OF_TAKING,
 )  # fmt: skip
 _RELEASE = _settling("Release a hold", "release-1", ReleaseBody, {})
 _EXTEND = _settling(

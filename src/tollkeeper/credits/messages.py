@@ -109,14 +109,14 @@ ExactMetadata = Annotated[
 ]
 
 
-class OpenAccountBody(msgspec.Struct, forbid_unknown_fields=True):
+class OpenAccountBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """An account to open, and the tenant it is for."""
 
     account_id: AccountIdText
     tenant_id: TenantIdText
 
 
-class MovementBody(msgspec.Struct, forbid_unknown_fields=True):
+class MovementBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How much, and what for."""
 
     amount: Amount
@@ -124,26 +124,26 @@ class MovementBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: Metadata = None
 
 
-class TopupBody(MovementBody, forbid_unknown_fields=True):
+class TopupBody(MovementBody, forbid_unknown_fields=True, omit_defaults=True):
     """How much, what for, and how it was paid."""
 
     payment: Payment = None
 
 
-class ConsumptionBody(MovementBody, forbid_unknown_fields=True):
+class ConsumptionBody(MovementBody, forbid_unknown_fields=True, omit_defaults=True):
     """How much, what for, and whether less will do."""
 
     up_to: UpTo = False
 
 
-class HoldBody(MovementBody, forbid_unknown_fields=True):
+class HoldBody(MovementBody, forbid_unknown_fields=True, omit_defaults=True):
     """How much to hold, how long, and how much may be captured above it."""
 
     expires_in_s: ExpiresIn = HOLD_DEFAULT_S
     allowance: Allowance = 0
 
 
-class CaptureBody(msgspec.Struct, forbid_unknown_fields=True):
+class CaptureBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How much to take of a hold; without an amount all that is left."""
 
     amount: Amount | None = None
@@ -152,14 +152,14 @@ class CaptureBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: Metadata = None
 
 
-class ReleaseBody(msgspec.Struct, forbid_unknown_fields=True):
+class ReleaseBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Give back what is left of a hold."""
 
     description: Description = None
     metadata: Metadata = None
 
 
-class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):
+class ExtendBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Hold more, or longer, or both."""
 
     amount: Amount | None = None
@@ -168,7 +168,7 @@ class ExtendBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: Metadata = None
 
 
-class RefundBody(msgspec.Struct, forbid_unknown_fields=True):
+class RefundBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """How much to give back; without an amount all that was not given back yet."""
 
     amount: Amount | None = None
@@ -176,7 +176,7 @@ class RefundBody(msgspec.Struct, forbid_unknown_fields=True):
     metadata: Metadata = None
 
 
-class UnfreezeBody(msgspec.Struct, forbid_unknown_fields=True):
+class UnfreezeBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Why the freeze is lifted."""
 
     reason: Annotated[
@@ -188,14 +188,16 @@ class UnfreezeBody(msgspec.Struct, forbid_unknown_fields=True):
     ]
 
 
-class OpenItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="open"):
+class OpenItem(
+    msgspec.Struct, forbid_unknown_fields=True, tag_field="op", tag="open", omit_defaults=True
+):
     """An operation of a batch: open an account."""
 
     account_id: AccountIdText
     tenant_id: TenantIdText
 
 
-class _MovementItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op"):
+class _MovementItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", omit_defaults=True):
     account_id: AccountIdText
     idempotency_key: KeyText
     amount: Amount
@@ -222,7 +224,9 @@ class HoldItem(_MovementItem, tag="hold"):
     allowance: Allowance = 0
 
 
-class _WriteItem(msgspec.Struct, forbid_unknown_fields=True, tag_field="op", kw_only=True):
+class _WriteItem(
+    msgspec.Struct, forbid_unknown_fields=True, tag_field="op", kw_only=True, omit_defaults=True
+):
     account_id: AccountIdText
     idempotency_key: KeyText
     description: Description = None
@@ -262,13 +266,13 @@ HoldishItem = HoldItem | CaptureItem | ReleaseItem | ExtendItem | RefundItem
 Item = OpenItem | TopupItem | ConsumeItem | HoldishItem
 
 
-class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
+class BatchBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Independent operations, decided in this order."""
 
     operations: Annotated[list[Item], Meta(min_length=1, max_length=BATCH_LIMIT)]
 
 
-class VerifyBody(msgspec.Struct, forbid_unknown_fields=True):
+class VerifyBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """Verify one account, or a slice of all behind the cursor `after`."""
 
     account_id: AccountIdText | None = None

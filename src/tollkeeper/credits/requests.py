@@ -368,14 +368,17 @@ def _check_description(description: str, place: str) -> None:
 
 
 def _canonical(document: dict[str, object], field: str) -> str:
-    if _depth_exceeds(document, METADATA_DEPTH_LIMIT):
-        raise invalid(field, f"at most {METADATA_DEPTH_LIMIT} levels deep")
     try:
         encoded = _ENCODER.encode(document)
+    except RecursionError as error:
+        raise invalid(field, f"at most {METADATA_DEPTH_LIMIT} levels deep") from error
     except (OverflowError, ValueError, TypeError, UnicodeEncodeError) as error:
         raise invalid(field, "contains a value that JSON cannot keep") from error
     if len(encoded) > METADATA_LIMIT_BYTES:
         raise invalid(field, f"at most {METADATA_LIMIT_BYTES} bytes of JSON")
+    # After the size: a walk over millions of values would hold up everyone.
+    if _depth_exceeds(document, METADATA_DEPTH_LIMIT):
+        raise invalid(field, f"at most {METADATA_DEPTH_LIMIT} levels deep")
     if _ESCAPED_NUL.search(encoded) is not None:
         raise invalid(field, "must not contain NUL characters")
     return encoded.decode()

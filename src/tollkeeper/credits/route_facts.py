@@ -8,7 +8,7 @@ from tollkeeper.credits import errors, requests
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.errors import IdempotencyKeyInvalid, IdempotencyKeyMissing
 from tollkeeper.web.idempotency import MAX_KEY_LENGTH
-from tollkeeper.web.openapi import Answer, Body, RouteFacts
+from tollkeeper.web.openapi import Answer, Body, NextStep, RouteFacts
 
 PAGE_DEFAULT = 100
 """Rows in a page that does not ask for another number."""
@@ -42,6 +42,17 @@ LIMIT = Parameter(
     schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=PAGE_LIMIT, default=PAGE_DEFAULT),
     example=10,
 )
+OF_ACCOUNT = tuple(
+    NextStep(operation, "account_id")
+    for operation in ("read_account", "read_history", "list_holds", "top_up", "consume", "hold")
+)
+OF_TRANSACTION = (NextStep("read_transaction", "transaction_id"),)
+OF_TAKING = (*OF_TRANSACTION, NextStep("refund", "transaction_id"))
+OF_HOLD = tuple(
+    NextStep(operation, "hold_id") for operation in ("read_hold", "release", "extend", "capture")
+)
+"""What can be done next with what an answer names."""
+
 _REPLAYED_HEADER: dict[str, dict[str, object]] = {
     "Idempotent-Replayed": {
         "description": "present when the key was known: this is the first time's answer",
@@ -83,6 +94,7 @@ def written(  # keyword-only: what a money write's route says
     place: Parameter,
     view: type[msgspec.Struct],
     problems: tuple[type[errors.Refusal], ...],
+    next_steps: tuple[NextStep, ...] = OF_TRANSACTION,
     tag: str = "transactions",
 ) -> RouteFacts:
     """Return what the document says of a money write; `place` is the parameter in its path."""
@@ -92,15 +104,18 @@ def written(  # keyword-only: what a money write's route says
         scope=Scope.CREDITS_WRITE,
         parameters=(place, key_header(key)),
         body=body,
-        answers={201: transaction_answer(view)},
+        answers={201: transaction_answer(view, next_steps)},
         problems=(*KEY_PROBLEMS, errors.AccountFrozen, *problems),
     )
 
 
-def transaction_answer(view: type[msgspec.Struct]) -> Answer:
+def transaction_answer(
+    view: type[msgspec.Struct], next_steps: tuple[NextStep, ...] = OF_TRANSACTION
+) -> Answer:
     """Return what is answered when a transaction was written."""
     return Answer(
         description="done: the transaction, and the account's state after it",
         view=view,
         headers=_REPLAYED_HEADER,
+        next_steps=next_steps,
     )

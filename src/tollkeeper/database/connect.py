@@ -24,8 +24,12 @@ CONNECT_TIMEOUT_S = 10.0
 CONNECTION_LOST_STATES = frozenset({"57P01", "57P02", "57P03"})
 """Admin shutdown, crash shutdown, cannot connect now; class 08 and every FATAL count too."""
 
-RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53300"})
-"""Serialization failure, deadlock, lock not available, too many connections."""
+RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53100", "53200", "53300"})
+"""Serialization failure, deadlock, lock not available, disk full, out of memory, too many
+connections."""
+
+CHECK_VIOLATION = "23514"
+"""Of a constraint, which is named then, or of a row for which there is no partition."""
 
 SCHEMA_MISSING_STATES = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
 """Undefined table, column, object (a type), function; invalid schema name: migrations make them."""
@@ -116,3 +120,12 @@ def is_retryable(error: BaseException) -> bool:
     if isinstance(error, PoolTimeout | SchemaMissing) or is_connection_lost(error):
         return True
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES
+
+
+def is_partition_missing(error: BaseException) -> bool:
+    """Say whether `error` means that a row belongs to a partition that does not exist."""
+    return (
+        isinstance(error, asyncpg.PostgresError)
+        and error.sqlstate == CHECK_VIOLATION
+        and error.constraint_name is None
+    )

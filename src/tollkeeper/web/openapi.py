@@ -74,6 +74,21 @@ class ProblemView(msgspec.Struct):
     ) = msgspec.UNSET
 
 
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """What an answer leads to: an operation, and the member that is its parameter of that name."""
+
+    operation: str
+    parameter: str
+
+    def to_schema(self) -> dict[str, object]:
+        """Return a Link Object of OpenAPI 3.1."""
+        return {
+            "operationId": self.operation,
+            "parameters": {self.parameter: f"$response.body#/{self.parameter}"},
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """An answer that is no problem document; without a `view` its body is plain text."""
@@ -81,6 +96,7 @@ class Answer:
     description: str
     view: type[msgspec.Struct] | None = None
     headers: Mapping[str, dict[str, object]] = field(default_factory=dict)
+    next_steps: tuple[NextStep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,8 +208,8 @@ class _Components(Components):
         return document
 
 
-def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, object]:
-    responses: dict[str, object] = {}
+def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, dict[str, object]]:
+    responses: dict[str, dict[str, object]] = {}
     for status, answer in facts.answers.items():
         responses[str(status)] = {
             "description": answer.description,
@@ -202,6 +218,9 @@ def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, object]:
             if answer.view
             else {"text/plain": {"schema": {"type": "string"}}},
         }
+        if answer.next_steps:
+            links = {step.operation: step.to_schema() for step in answer.next_steps}
+            responses[str(status)] |= {"links": links}
     kinds = problem_kinds(facts, table)
     for status in sorted({kind.status for kind in kinds}):
         named = [f"`{kind.type}`: {kind.title}" for kind in kinds if kind.status == status]

@@ -66,10 +66,12 @@ INTERNAL = ProblemKind(500, URN + "internal-error", "Internal error", private=Tr
 
 ROUTE_NOT_FOUND = ProblemKind(404, URN + "route-not-found", "No such route")
 METHOD_NOT_ALLOWED = ProblemKind(405, URN + "method-not-allowed", "Method Not Allowed")
-FRAMEWORK_PROBLEMS = (ROUTE_NOT_FOUND, METHOD_NOT_ALLOWED, INTERNAL)
+MALFORMED = ProblemKind(400, URN + "malformed-http", "Not a request of HTTP/1.1")
+HEAD_TOO_LARGE = ProblemKind(431, URN + "head-too-large", "Request head too large")
+FRAMEWORK_PROBLEMS = (ROUTE_NOT_FOUND, METHOD_NOT_ALLOWED, MALFORMED, HEAD_TOO_LARGE, INTERNAL)
 """What any service can answer before or beside its own errors."""
 
-_FRAMEWORK_KINDS = {kind.status: kind for kind in FRAMEWORK_PROBLEMS}
+_FRAMEWORK_KINDS = {kind.status: kind for kind in (ROUTE_NOT_FOUND, METHOD_NOT_ALLOWED)}
 
 SHARED_PROBLEMS: ProblemTable = {
     NotAuthenticated: ProblemKind(401, URN + "not-authenticated", "Not authenticated"),

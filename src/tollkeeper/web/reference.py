@@ -14,8 +14,9 @@ from importlib.resources import files
 from typing import Final
 
 import msgspec
-from litestar import Request, Router
+from litestar import Request, Response, Router
 from litestar.datastructures import ResponseHeader, State
+from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import OpenAPIRenderPlugin
@@ -67,8 +68,16 @@ def reference(
             route_handlers=[],
             include_in_schema=False,
             response_headers=[ResponseHeader(name=n, value=v) for n, v in headers.items()],
+            after_request=_refuse_other_paths,
         ),
     )
+
+
+async def _refuse_other_paths(response: Response[bytes]) -> Response[bytes]:
+    """Let a path below `PATH` that leads nowhere be a problem as elsewhere, and no page."""
+    if response.status_code == 404:
+        raise NotFoundException
+    return response
 
 
 class ReferencePage(OpenAPIRenderPlugin):

@@ -11,8 +11,9 @@ import asyncpg
 import msgspec
 import pytest
 from tests.conftest import Databases, temporary_server
-from tests.ledger import Ledger, consume, opening, running_ledger, topup, words_of
+from tests.ledger import Ledger, consume, opening, running_ledger, topup, words, words_of
 
+from tollkeeper.credits import requests
 from tollkeeper.credits.engine import Result
 from tollkeeper.credits.errors import Draining, LedgerUnavailable, QueueFull
 from tollkeeper.credits.model import Loaded, Operation
@@ -219,3 +220,19 @@ async def test_a_database_that_never_answers_is_unavailable(credits_dsn: str) ->
             results = await ledger.execute(*(consume("ann", 1) for _ in range(20)))
 
             assert ["unavailable"] * 20 == words_of(results)
+
+
+async def test_a_full_disk_is_no_fault_of_an_operation(ledger: Ledger, owner: Connection) -> None:
+    """PostgreSQL says `disk_full`; tests/acceptance/test_full_disk.py fills one."""
+    await ledger.open_with(100, "ann")
+    await owner.execute(
+        "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS"
+        " $$ BEGIN RAISE 'no room' USING ERRCODE = 'disk_full'; END $$;"
+        "CREATE TRIGGER no_room BEFORE INSERT ON holds FOR EACH ROW EXECUTE FUNCTION no_room()"
+    )
+    (refused,) = await ledger.execute(requests.reserve(words("ann", "k"), amount=10))
+    await owner.execute("DROP TRIGGER no_room ON holds")
+    (made,) = await ledger.execute(requests.reserve(words("ann", "k"), amount=10))
+
+    assert ["unavailable", "posted"] == words_of([refused, made])
+    await ledger.assert_sound()

@@ -5,10 +5,7 @@ and come back: every answer must be the reference ledger's, every balance the sa
 sound.
 """
 
-import asyncio
-import itertools
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -20,97 +17,16 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from tests.ledger import (
-    Ledger,
-    ReferenceLedger,
-    consume,
-    opening,
-    running_ledger,
-    topup,
-    words_of,
-)
+from tests.ledger import ReferenceLedger, consume, opening, topup, words_of
 from tests.operations import ACCOUNTS, KEYS, operations
+from tests.stage import ENGINES, Stage
 
 from tollkeeper.credits.model import Movement, OpenAccount, Operation
-from tollkeeper.credits.service import CreditsService
-from tollkeeper.credits.store import LedgerStore
-from tollkeeper.database.connect import connector
-from tollkeeper.database.pool import Pool
-from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.kernel.ids import AccountId
-
-ENGINES = 2
-KILL_BACKENDS = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-    " WHERE datname = current_database() AND application_name = 'tollkeeper'"
-)
 
 engines = st.integers(0, ENGINES - 1)
 bursts = st.lists(operations(), min_size=1, max_size=25)
 names = st.sampled_from(ACCOUNTS)
 keys = st.sampled_from(KEYS)
-
-
-class Stage:
-    """One database with its engines, used by every example; accounts differ by a prefix."""
-
-    def __init__(self, dsn: str) -> None:
-        self._dsn = dsn
-        self._runner = asyncio.Runner()
-        self._ledgers: list[tuple[AsyncExitStack, Ledger]] = []
-        self.examples = itertools.count(1)
-        # Reads go over connections that nobody kills: they are not tried again.
-        read = connector(dsn, settings={"application_name": "reader"})
-        self._reads = Pool(read, size=1, clock=SystemClock())
-        for _ in range(ENGINES):
-            self._ledgers.append(self._runner.run(self._begin()))
-        self._reader = CreditsService(self._ledgers[0][1].engine, self._reads, LedgerStore())
-
-    async def _begin(self) -> tuple[AsyncExitStack, Ledger]:
-        stack = AsyncExitStack()
-        return stack, await stack.enter_async_context(running_ledger(self._dsn))
-
-    def close(self) -> None:
-        for stack, _ in self._ledgers:
-            self._runner.run(stack.aclose())
-        self._runner.run(self._reads.close())
-        self._runner.close()
-
-    def replace(self, engine: int) -> None:
-        """Let an engine leave and another one come."""
-        self._runner.run(self._ledgers[engine][0].aclose())
-        self._ledgers[engine] = self._runner.run(self._begin())
-
-    def answer(
-        self, engine: int, batch: list[Operation], *, apart: bool, killing: bool
-    ) -> list[str]:
-        """Send operations, in one call or each in its own; return what became of them."""
-
-        async def send() -> list[str]:
-            ledger = self._ledgers[engine][1]
-            if apart:
-                calls = [asyncio.ensure_future(ledger.execute(operation)) for operation in batch]
-            else:
-                calls = [asyncio.ensure_future(ledger.execute(*batch))]
-            if killing:
-                await self._kill_backends()
-            return words_of([r for results in await asyncio.gather(*calls) for r in results])
-
-        return self._runner.run(send())
-
-    async def _kill_backends(self) -> None:
-        owner = await connector(self._dsn, settings={"application_name": "owner"})()
-        await owner.execute(KILL_BACKENDS)
-        await owner.close()
-
-    def balance(self, account_id: str) -> int:
-        account = self._runner.run(self._reader.account(AccountId(account_id), None))
-        return account.balance
-
-    def assert_sound(self, account_id: str) -> None:
-        found = self._runner.run(self._reader.verify(AccountId(account_id), None, after=None))
-
-        assert () == found.faults
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -128,7 +44,7 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         mine = [self._prefixed(operation) for operation in batch]
         expected = [self.reference.decide(operation) for operation in mine]
-        found = self.stage.answer(engine, mine, apart=apart, killing=killing)
+        found = words_of(self.stage.answer(engine, mine, apart=apart, killing=killing))
         if killing:
             # The engine cannot know whether an opening whose answer was lost was its own.
             expected = [word.replace("reopened", "opened") for word in expected]

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -15,12 +16,12 @@ Name = Annotated[str, msgspec.Meta(max_length=3)]
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 
-class Item(msgspec.Struct, forbid_unknown_fields=True):
+class Item(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     amount: Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
     name: str = ""
 
 
-class Order(msgspec.Struct, forbid_unknown_fields=True):
+class Order(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     items: list[Item]
     labels: dict[Name, int] = {}
     metadata: dict[str, object] | None = None
@@ -58,7 +59,17 @@ def fault_in(body: bytes) -> FieldFault:
         (b"amount=1", "body", "not JSON"),
         (b'\xef\xbb\xbf{"items": []}', "body", "not JSON"),
         (b'{"items": [{"amount": 1, "name": "\xff"}]}', "body", "UTF-8"),
-        (b'{"items": [{"amount": 1, "name": "\\ud800"}]}', "body", "not JSON"),
+        (b'{"items": [{"amount": 1, "name": "\\ud800"}]}', "body", "surrogate"),
+        (b'{"items": [{"amount": 1, "name": "\\udc00x"}]}', "body", "surrogate"),
+        (b'{"items": [{"amount": 1, "name": "\\ud83d\\ude00"', "body", "truncated"),
+        (b'{"items": [{"amount": 1, "name": "\\\\ud800"', "body", "truncated"),
+        (b'{"items": [], "items": []}', "items", "more than once"),
+        (b'{"items": [{"amount": 1, "amount": 2}]}', "amount", "more than once"),
+        (b'{"items": [{"amount": 1, "\\u0061mount": 2}]}', "amount", "more than once"),
+        (b'{"items": [{"amount": 1, "name": "", "name": "a"}]}', "name", "more than once"),
+        (b'{"items": [{"amount": 1, "name": "\\u003a", "name": ":"}]}', "name", "more than once"),
+        (b'{"items": [], "metadata": {"a": {"b": 1, "b": 1}}}', "b", "more than once"),
+        (b'{"items": [], "metadata": {"n": %d, "n": 1}}' % 10**400, "n", "more than once"),
         (b'{"items": [], "metadata": {"n": 1e999}}', "metadata[...]", "out of range"),
     ],
 )
@@ -89,6 +100,35 @@ def test_fault_repeats_little_of_a_hostile_body() -> None:
     fault = fault_in(b'{"items": [], "' + b"x" * 10_000 + b'": 1}')
 
     assert "x" * MAX_ECHO_LENGTH == fault.field
+
+
+def test_a_hostile_name_of_megabytes_is_answered_with_its_place() -> None:
+    fault = fault_in(b'{"items": [{"amount": 1, "' + b"4 " * 2_000_000 + b'": 1}]}')
+
+    assert fault.field.startswith("items[0].")
+    assert "is not known here" == fault.detail
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=8,
+    ),
+    st.booleans(),
+)
+def test_a_document_is_refused_when_a_member_of_it_is_repeated(value: Json, escapes: bool) -> None:
+    text = json.dumps({"items": [], "metadata": {"x": value}}, ensure_ascii=escapes)
+    repeated = text.replace('"x":', '"x": [":"], "x":', 1)
+
+    if not has_lone_surrogate(text):
+        assert {"x": value} == decode_body(ORDER, text.encode()).metadata
+        with pytest.raises(RequestInvalid):
+            decode_body(ORDER, repeated.encode())
+
+
+def has_lone_surrogate(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in str(json.loads(text)))
 
 
 def test_valid_body_is_decoded() -> None:

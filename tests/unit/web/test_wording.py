@@ -117,9 +117,11 @@ def test_problems_are_listed_by_status_with_their_facts_unless_private() -> None
     )
 
     assert [
+        ("malformed-http", ()),
         ("purse-empty", ("available",)),
         ("route-not-found", ()),
         ("method-not-allowed", ()),
+        ("head-too-large", ()),
         ("internal-error", ()),
         ("broken", ()),
     ] == [(row.name, row.members) for row in rows]

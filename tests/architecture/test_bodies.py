@@ -1,0 +1,20 @@
+"""What `web.body` counts on: a body that was decoded leaves defaults out when written again."""
+
+import msgspec
+import pytest
+
+from tollkeeper.access import messages as access_messages
+from tollkeeper.credits import messages as credits_messages
+
+BODIES = [
+    kind
+    for module in (access_messages, credits_messages)
+    for name, kind in sorted(vars(module).items())
+    if name.endswith(("Body", "Item")) and isinstance(kind, type) and name != "HistoryItem"
+]
+
+
+@pytest.mark.parametrize("kind", BODIES, ids=lambda kind: str(kind.__name__))
+def test_a_body_leaves_out_defaults(kind: type[msgspec.Struct]) -> None:
+    assert kind.__struct_config__.omit_defaults
+    assert kind.__struct_config__.forbid_unknown_fields
