@@ -164,7 +164,7 @@ def test_start_up_order_does_not_matter(databases: Databases, tmp_path: Path) ->
     assert "web.request_failed" not in said
     failures = [e["error"] for e in worker.events() if e["event"] == "worker.round_failed"]
     assert 0 < len(failures) < 10
-    assert {"holds", "partitions"} == {
+    assert {"holds", "partitions", "reconciliation"} == {
         e["job"] for e in worker.events() if e["event"] == "worker.round_recovered"
     }
 
@@ -189,7 +189,7 @@ def has_worked(worker: Running) -> bool:
     text = str(body.get("text", ""))
     return all(
         f'worker_rounds_total{{job="{job}",result="ok"}} 0.0' not in text and job in text
-        for job in ("holds", "partitions")
+        for job in ("holds", "partitions", "reconciliation")
     )
 
 
