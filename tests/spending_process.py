@@ -17,6 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.ledger import consume, running_ledger, words_of  # after the path is set
 
+from tollkeeper.telemetry.logging import configure_logging
+
 
 async def spend(
     dsn: str, account_id: str, prefixes: list[str], *, callers: int, rounds: int
@@ -42,5 +44,6 @@ def say(line: str) -> None:
 
 
 if __name__ == "__main__":
+    configure_logging("info", "json")  # to standard error: standard output is the answer
     dsn, account_id, callers, rounds, *prefixes = sys.argv[1:]
     asyncio.run(spend(dsn, account_id, prefixes, callers=int(callers), rounds=int(rounds)))

@@ -284,15 +284,15 @@ class CreditsClient(AuditCaller):
 
 
 def _joined(first: Verification, second: Verification) -> Verification:
-    room = max(0, FAULTS_LIMIT - len(first.faults))
+    faults = tuple(dict.fromkeys((*first.faults, *second.faults)))  # of the ledger as a whole: once
     return Verification(
         accounts=first.accounts + second.accounts,
         transactions=first.transactions + second.transactions,
         topped_up=first.topped_up + second.topped_up,
         consumed=first.consumed + second.consumed,
         balance=first.balance + second.balance,
-        faults=(*first.faults, *second.faults[:room]),
-        more_faults=first.more_faults or second.more_faults or len(second.faults) > room,
+        faults=faults[:FAULTS_LIMIT],
+        more_faults=first.more_faults or second.more_faults or len(faults) > FAULTS_LIMIT,
         next=second.next,
     )
 

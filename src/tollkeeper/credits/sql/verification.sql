@@ -145,14 +145,22 @@ WITH partitions AS (
     CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS text) AS bounds
     WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
 ),
+life AS (
+    SELECT min(created_at) AS first_account, now() AS today FROM accounts
+),
 edges AS (
-    SELECT lag(to_time, 1, (SELECT min(created_at) FROM accounts)) OVER (ORDER BY from_time) AS gap_from, from_time AS gap_to
+    SELECT lag(to_time, 1, '-infinity') OVER (ORDER BY from_time) AS gap_from, from_time AS gap_to
     FROM partitions
     UNION ALL
-    SELECT coalesce(max(to_time), (SELECT min(created_at) FROM accounts)), now()
+    SELECT coalesce(max(to_time), '-infinity'), 'infinity'
     FROM partitions
+),
+gaps AS (
+    SELECT greatest(e.gap_from, l.first_account) AS gap_from, least(e.gap_to, l.today) AS gap_to
+    FROM edges AS e
+    CROSS JOIN life AS l
 )
 SELECT gap_from, gap_to
-FROM edges
+FROM gaps
 WHERE gap_from < gap_to
 ORDER BY gap_from;
