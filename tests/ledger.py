@@ -180,6 +180,7 @@ _REFUSALS = {
     errors.AccountTaken: "account_taken",
     errors.AccountNotFound: "account_not_found",
     errors.KeyReused: "key_reused",
+    errors.TransactionVanished: "transaction_vanished",
     errors.HoldNotFound: "hold_not_found",
     errors.HoldClosed: "hold_closed",
     errors.CaptureTooLarge: "capture_too_large",

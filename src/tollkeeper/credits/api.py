@@ -95,6 +95,9 @@ PROBLEMS: ProblemTable = {
     errors.UnfreezeUnsafe: ProblemKind(
         409, URN + "unfreeze-unsafe", "The account cannot stand where its chain ends"
     ),
+    errors.TransactionVanished: ProblemKind(
+        409, URN + "transaction-vanished", "The transaction of this key is gone"
+    ),
     errors.KeyReused: ProblemKind(
         422, URN + "idempotency-key-reused", "Idempotency-Key was used for another request"
     ),

@@ -151,6 +151,20 @@ class TransactionNotFound(Refusal):
 
 
 @dataclass(eq=False, kw_only=True)
+class TransactionVanished(Refusal):
+    """The key made a transaction that is not in the ledger any more: somebody took it away."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Say what is known, and what to do."""
+        return (
+            f"this request was booked on account {self.account_id}, and its transaction is gone "
+            "from the ledger; nothing was done: verify the account, then use a new key"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
 class NotRefundable(Refusal):
     """The transaction took nothing that could be given back."""
 

@@ -29,6 +29,7 @@ RESULTS: dict[type[errors.CreditsError], str] = {
     errors.NotFrozen: "not_frozen",
     errors.UnfreezeUnsafe: "unfreeze_unsafe",
     errors.KeyReused: "key_reused",
+    errors.TransactionVanished: "transaction_vanished",
     errors.KeyExpired: "key_expired",
     errors.LedgerUnavailable: "unavailable",
 }

@@ -27,6 +27,7 @@ from tollkeeper.credits.errors import (
     RefundTooLarge,
     Refusal,
     TransactionNotFound,
+    TransactionVanished,
     UnfreezeUnsafe,
 )
 from tollkeeper.credits.model import (
@@ -195,9 +196,9 @@ class _Planner:
             write.tenant_id is not None and write.tenant_id != running.account.tenant_id
         ):
             return _not_found(write)
-        kept = self._kept.get((account_id, write.key_hash))
-        if kept is not None:
-            return _answer_again(write, kept)
+        named = (account_id, write.key_hash)
+        if named in self._kept:
+            return _answer_again(write, self._kept[named])
         if write.key_ms is not None:
             age_ms = self._now_ms - write.key_ms
             if not -_SKEW_MS <= age_ms < _LIFETIME_MS:
@@ -469,7 +470,9 @@ def _not_found(write: Write) -> Refusal:
             return AccountNotFound(account_id=write.account_id)
 
 
-def _answer_again(write: Write, kept: Transaction) -> Posted | Refusal:
+def _answer_again(write: Write, kept: Transaction | None) -> Posted | Refusal:
+    if kept is None:
+        return TransactionVanished(account_id=write.account_id)
     if kept.fingerprint != write.fingerprint:
         return KeyReused(account_id=write.account_id)
     # Its own id: this very request was committed and the answer of the database was lost.

@@ -63,7 +63,7 @@ _REPLAYED_HEADER: dict[str, dict[str, object]] = {
 
 KEY_PROBLEMS = (
     errors.InvalidRequest, IdempotencyKeyMissing, IdempotencyKeyInvalid, errors.KeyReused,
-    errors.KeyExpired,
+    errors.KeyExpired, errors.TransactionVanished,
 )  # fmt: skip
 """What every write with an idempotency key can answer."""
 

@@ -200,8 +200,8 @@ class LedgerStore:
 
     async def _kept(
         self, connection: Connection, hits: Sequence[Row], frozen: Container[AccountId]
-    ) -> dict[tuple[AccountId, bytes], Transaction]:
-        """Return what known keys made; of a frozen account the rows may be gone."""
+    ) -> dict[tuple[AccountId, bytes], Transaction | None]:
+        """Return what known keys made, None where it is gone; nothing if the account is frozen."""
         rows = await connection.fetch(
             self._sql["transactions_by_key"],
             [hit["shard"] for hit in hits],
@@ -211,9 +211,9 @@ class LedgerStore:
         )
         by_place = {(row["account_id"], row["sequence"]): transaction_of(row) for row in rows}
         return {
-            (AccountId(hit["account_id"]), hit["key_hash"]): by_place[
-                hit["account_id"], hit["version"]
-            ]
+            (AccountId(hit["account_id"]), hit["key_hash"]): by_place.get(
+                (hit["account_id"], hit["version"])
+            )
             for hit in hits
             if hit["account_id"] not in frozen or (hit["account_id"], hit["version"]) in by_place
         }

@@ -153,6 +153,17 @@ async def test_tampering_is_found_and_named(busy: Ledger, owner: Connection, wha
     assert not found.more_faults
 
 
+async def test_a_retry_of_what_was_taken_away_is_told_so_and_nobody_else_pays(
+    busy: Ledger, owner: Connection
+) -> None:
+    (posted,) = await busy.execute(consume("ann", 1, "gone"))
+    assert ["posted"] == words_of([posted])
+    await tamper(owner, "DELETE FROM credit_transactions WHERE account_id = 'ann' AND sequence > 9")
+    results = await busy.execute(consume("bob", 1), consume("ann", 1, "gone"))
+
+    assert ["posted", "transaction_vanished"] == words_of(results)
+
+
 async def test_more_faults_than_are_listed_are_said_to_be_there(
     ledger: Ledger, owner: Connection
 ) -> None:
