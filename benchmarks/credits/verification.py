@@ -20,7 +20,7 @@ from benchmarks.figures import Figure
 from tollkeeper.credits import requests
 from tollkeeper.credits.model import Posted
 from tollkeeper.credits.requests import WriteWords
-from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
+from tollkeeper.credits.store import SESSION_SETTINGS
 from tollkeeper.credits.verifier import LedgerVerifier
 from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool
@@ -95,7 +95,7 @@ async def _verified(bench: Bench, dsn: str) -> float:
     """Verify the whole ledger; return transactions a second."""
     connect = connector(dsn, role=ROLE, settings=SESSION_SETTINGS)
     pool = Pool(connect, size=1, clock=SystemClock())
-    verifier = LedgerVerifier(pool, LedgerStore())
+    verifier = LedgerVerifier(pool)
     async with pool.connection() as connection:
         server = connection.get_server_pid()
     with _on_one_core(server):

@@ -299,6 +299,10 @@ class AccountVerifier:
             self._report(
                 0, FaultKind.HEAD, "the account's head is not the hash of its last transaction"
             )
+        # Infinity, and what no calendar has, comes without a time zone.
+        for moment in (account.created_at, account.next_expiry):
+            if moment is not None and moment.tzinfo is None:
+                self._report(0, FaultKind.ACCOUNT, "a time of the account is none")
 
     def _report(self, sequence: int, fault: FaultKind, detail: str) -> None:
         self.faults.append(

@@ -19,7 +19,6 @@ from typing import Final
 import msgspec
 import structlog
 
-from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.evidence import EvidenceFolder
 from tollkeeper.credits.model import Account, Fault, FaultKind, Point
 from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
@@ -30,6 +29,7 @@ from tollkeeper.credits.reconciliation_store import (
     ReconciliationStore,
 )
 from tollkeeper.credits.service import CreditsService
+from tollkeeper.credits.verification import PointsVerifier
 from tollkeeper.credits.verifier import place_at
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
@@ -71,8 +71,6 @@ NAMES_TOLD: Final = 5
 """Accounts beyond the limit that a line in the log names."""
 
 _START: Final[Place] = (-1, "")
-_GONE_BAD: Final = (KeyError, ValueError, OverflowError)
-"""What reading a row raises that no ledger of ours has written."""
 _SIDE_FAULTS: Final = frozenset((FaultKind.HOLD, FaultKind.REFUND))
 
 _log = structlog.get_logger(__name__)
@@ -185,11 +183,7 @@ class Reconciler:
         """Check accounts; return those that have more to check than fitted."""
         if not places:
             return []
-        try:
-            checked, left = await self._check(connection, places)
-        except _GONE_BAD:
-            # Somebody wrote a row that cannot be read: that is one account's fault alone.
-            checked, left = await self._check_one_by_one(connection, places)
+        checked, left = await self._check(connection, places)
         sound = [each for each in checked if not each.faults]
         if sound:
             await self._store.mark(connection, [(each.account, each.end) for each in sound])
@@ -217,46 +211,26 @@ class Reconciler:
                     break
                 total += most
                 wanted.append((each.account, _sequence_of(each.point), most))
-            rows = await self._store.rows_behind(connection, wanted)
+            verifier = PointsVerifier([(each.account, each.point) for each in found])
+            await self._store.rows_behind(connection, wanted, verifier.feed)
+            verifier.finish()
         left: list[Place] = [
             (each.account.shard, each.account.account_id) for each in found[len(wanted) :]
         ]
-        verifiers = {e.account.account_id: AccountVerifier(e.account, e.point) for e in found}
-        counts = dict.fromkeys(verifiers, 0)
-        for row in rows:
-            verifiers[row.account_id].feed(row)
-            counts[row.account_id] += 1
         checked = []
         for each, (account, _, most) in zip(found, wanted, strict=False):
-            verifier, count = verifiers[account.account_id], counts[account.account_id]
-            end = verifier.point
+            one, count = verifier.of(account)
+            end = one.point
             is_whole = count < most or end.sequence >= account.version
             if is_whole:
-                verifier.finish()
-            checked.append(
-                _Checked(account, each.point, end, is_whole, count, tuple(verifier.faults))
-            )
+                one.finish()
+            checked.append(_Checked(account, each.point, end, is_whole, count, tuple(one.faults)))
         return checked, left
-
-    async def _check_one_by_one(
-        self, connection: Connection, places: Sequence[Place]
-    ) -> tuple[list[_Checked], list[Place]]:
-        checked: list[_Checked] = []
-        for place in places:
-            try:
-                found, _ = await self._check(connection, [place])
-                checked += found
-            except _GONE_BAD as error:
-                for each in await self._store.beside_points(connection, [place]):
-                    fault = _unreadable(each.account.account_id, error)
-                    end = each.point or Point(0, 0, 0, b"")
-                    checked.append(_Checked(each.account, each.point, end, True, 0, (fault,)))
-        return checked, []
 
     async def _confirm_recent(self, connection: Connection, suspect: _Checked) -> None:
         """Look again in a snapshot of its own, and freeze what is wrong there too."""
         place = (suspect.account.shard, suspect.account.account_id)
-        checked, _ = await self._check_one_by_one(connection, [place])
+        checked, _ = await self._check(connection, [place])
         for again in checked:
             faults = await self._not_accepted(connection, place, again.faults)
             if faults:
@@ -430,13 +404,6 @@ def _rows_expected(each: AccountBesidePoint) -> int:
 
 def _place_of(after: str | None) -> Place | None:
     return None if after is None else place_at(after)
-
-
-def _unreadable(account_id: AccountId, error: Exception) -> Fault:
-    return Fault(
-        account_id=account_id, sequence=0, fault=FaultKind.HASH,
-        detail=f"a transaction of the account cannot be read: {error!r}",
-    )  # fmt: skip
 
 
 def _document(value: Account | Point) -> dict[str, object]:

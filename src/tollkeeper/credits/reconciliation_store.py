@@ -3,17 +3,15 @@
 Decides nothing. Acts as the owner of the schema, where a method writes.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
-from tollkeeper.credits.model import Account, Fault, Freeze, Point, Transaction
-from tollkeeper.credits.store import account_of, transaction_of
+from tollkeeper.credits.model import Account, Fault, Freeze, Point
+from tollkeeper.credits.store import account_of
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId
@@ -108,11 +106,23 @@ class ReconciliationStore:
         return [AccountBesidePoint(account_of(row), _point_of(row)) for row in rows]
 
     async def rows_behind(
-        self, connection: Connection, wanted: Sequence[tuple[Account, int, int]]
-    ) -> list[Transaction]:
-        """Return transactions of accounts behind a sequence each, at most so many of each."""
+        self,
+        connection: Connection,
+        wanted: Sequence[tuple[Account, int, int]],
+        take: Callable[[bytes], None],
+    ) -> None:
+        """Hand transactions of accounts behind a sequence each, at most so many of each, to `take`.
+
+        They come in the order of the accounts, in the form of `chain_rows.py`.
+        """
         points = [(a.shard, a.account_id, sequence, most) for a, sequence, most in wanted]
-        return [transaction_of(r) for r in await connection.fetch(self._sql["rows_behind"], points)]
+
+        async def sink(piece: bytes) -> None:
+            take(piece)
+
+        await connection.copy_from_query(
+            self._sql["rows_behind"].removesuffix(";"), points, output=sink, format="binary"
+        )
 
     async def mark(self, connection: Connection, points: Sequence[tuple[Account, Point]]) -> None:
         """Remember up to where accounts agree with their transactions."""
@@ -157,7 +167,7 @@ class ReconciliationStore:
     ) -> list[dict[str, object]]:
         """Return an account's rows at some sequences and its last one, column by column."""
         rows = await connection.fetch(self._sql["rows_at"], *place, sequences)
-        return [{name: _plain(value) for name, value in row.items()} for row in rows]
+        return [msgspec.json.decode(row["stored"]) for row in rows]
 
     async def open_freezes(
         self, connection: Connection, tenant_id: TenantId | None, *, after: int, limit: int
@@ -213,11 +223,3 @@ def _point_of(row: Row) -> Point | None:
 
 def _faults_of(row: Row) -> tuple[Fault, ...]:
     return msgspec.json.decode(row["faults"], type=tuple[Fault, ...])
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="microseconds").replace("+00:00", "Z")
-    return str(value) if isinstance(value, UUID) else value

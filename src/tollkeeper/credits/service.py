@@ -46,7 +46,7 @@ class CreditsService:
         self._engine = engine
         self._pool = pool
         self._store = store
-        self._verifier = LedgerVerifier(pool, store)
+        self._verifier = LedgerVerifier(pool)
         self._freezes = ReconciliationStore()
         self._hold_accounts: dict[TransactionId, AccountId] = {}
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.chain_rows import ChainRows
-from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Verification
+from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Point, Verification
 from tollkeeper.kernel.ids import AccountId, shard_of
 
 FAULTS_LIMIT: Final = 1_000
@@ -141,6 +141,47 @@ class StretchVerifier:
         findings.report(verifier.faults)
         self.has_side_rows = self.has_side_rows or verifier.has_side_rows
         self._account = self._verifier = None
+
+
+class PointsVerifier:
+    """Checks accounts from where each was last seen; the rows of all of them come in one stream."""
+
+    def __init__(self, starts: Iterable[tuple[Account, Point | None]]) -> None:
+        self._verifiers = {
+            account.account_id.encode(): AccountVerifier(account, point)
+            for account, point in starts
+        }
+        self._counts = dict.fromkeys(self._verifiers, 0)
+        self._rows = ChainRows()
+
+    def feed(self, piece: bytes | bytearray) -> None:
+        """Check the rows that `piece` completes.
+
+        Raises:
+            KeyError: a row of another account.
+            ValueError: these are not rows of chains.
+        """
+        verifiers, counts = self._verifiers, self._counts
+        for (
+            _, account_id, stored, sequence, kind, amount, balance, reserved, freed, fields,
+        ) in self._rows.feed(piece):  # fmt: skip
+            counts[account_id] += 1
+            verifiers[account_id].check(
+                stored, sequence, _KINDS.get(kind), amount, balance, reserved, freed, fields
+            )
+
+    def finish(self) -> None:
+        """Demand that all rows have come.
+
+        Raises:
+            ValueError: the stream of rows was cut.
+        """
+        self._rows.finish()
+
+    def of(self, account: Account) -> tuple[AccountVerifier, int]:
+        """Return the verifier of one account, and how many rows it was given."""
+        account_id = account.account_id.encode()
+        return self._verifiers[account_id], self._counts[account_id]
 
 
 def _key_of(account: Account) -> tuple[int, bytes]:

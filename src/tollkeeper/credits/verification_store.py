@@ -37,9 +37,8 @@ class Stretch:
         return cls(after, _BEHIND_ALL, upto)
 
     @classmethod
-    def of(cls, account: Account) -> "Stretch":
+    def of(cls, place: Place) -> "Stretch":
         """Return one account."""
-        place = (account.shard, account.account_id)
         return cls(place, _BEFORE_ALL, place)
 
     @property
@@ -59,11 +58,14 @@ class VerificationStore:
         """Lift the limit on a statement's time for the caller's unit of work."""
         await connection.execute(self._sql["unhurried"])
 
-    async def accounts_after(
-        self, connection: Connection, place: Place, tenant_id: TenantId | None, limit: int
+    async def accounts_of(
+        self, connection: Connection, stretch: Stretch, tenant_id: TenantId | None, limit: int
     ) -> tuple[Account, ...]:
-        """Return up to `limit` accounts behind `place` in key order, of all or of one tenant."""
-        rows = await connection.fetch(self._sql["accounts_after"], *place, tenant_id, limit)
+        """Return up to `limit` accounts of a stretch in key order, of all tenants or of one.
+
+        A time that is none has no time zone.
+        """
+        rows = await connection.fetch(self._sql["accounts_of"], *stretch.bounds, tenant_id, limit)
         return tuple(account_of(row) for row in rows)
 
     async def chains(

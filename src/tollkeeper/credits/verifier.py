@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from tollkeeper.credits.errors import AccountNotFound, VerificationRunning
 from tollkeeper.credits.model import Account, Fault, FaultKind, Verification
 from tollkeeper.credits.requests import invalid
-from tollkeeper.credits.store import LedgerStore
 from tollkeeper.credits.verification import Findings, StretchVerifier
 from tollkeeper.credits.verification_store import END, START, Stretch, VerificationStore
 from tollkeeper.database.driver import Connection
@@ -35,9 +34,8 @@ _CURSOR = re.compile(r"(\d{1,3})/([^\0]{1,128})", re.ASCII | re.DOTALL)
 class LedgerVerifier:
     """Checks chains, balances, holds, refunds and partitions; one verification at a time."""
 
-    def __init__(self, pool: Pool, ledger: LedgerStore) -> None:
+    def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._ledger = ledger
         self._store = VerificationStore()
         self._running = asyncio.Lock()
 
@@ -57,11 +55,12 @@ class LedgerVerifier:
     ) -> Verification:
         findings = Findings()
         async with connection.transaction(isolation="repeatable_read", readonly=True):
-            account = await self._ledger.account(connection, account_id, shard_of(account_id))
-            if account is None or tenant_id not in {None, account.tenant_id}:
+            stretch = Stretch.of((shard_of(account_id), account_id))
+            accounts = await self._store.accounts_of(connection, stretch, tenant_id, 1)
+            if not accounts:
                 raise AccountNotFound(account_id=account_id)
             await self._store.take_time(connection)
-            await self._check(connection, Stretch.of(account), (account,), findings)
+            await self._check(connection, stretch, accounts, findings)
         return findings.verification(None)
 
     async def _slice(
@@ -72,8 +71,8 @@ class LedgerVerifier:
         while findings.transactions < SLICE_TRANSACTIONS:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 await self._store.take_time(connection)
-                page = await self._store.accounts_after(
-                    connection, place, tenant_id, STRETCH_ACCOUNTS
+                page = await self._store.accounts_of(
+                    connection, Stretch.between(place, END), tenant_id, STRETCH_ACCOUNTS
                 )
                 accounts = _first_of(page)
                 if tenant_id is None:
@@ -83,7 +82,8 @@ class LedgerVerifier:
                 else:
                     is_last = not accounts
                     for account in accounts:
-                        await self._check(connection, Stretch.of(account), (account,), findings)
+                        stretch = Stretch.of(_place_of(account))
+                        await self._check(connection, stretch, (account,), findings)
             place = END if is_last else _place_of(accounts[-1])
             if is_last:
                 break

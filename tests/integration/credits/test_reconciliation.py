@@ -239,6 +239,23 @@ async def test_evidence_that_takes_too_long_does_not_keep_an_account_going(
     assert 1 == gauge(stage.registry, "credits_evidence_failures_total")
 
 
+async def test_what_no_calendar_has_hides_no_other(stage: Stage) -> None:
+    await look_at_all(stage.reconciler)
+    await drop_constraint(stage.attacker, "credit_transactions", "shape")
+    for statement in (
+        "UPDATE credit_transactions SET expires_at = '294276-12-31'"
+        " WHERE account_id = 'ann' AND sequence = 10",
+        "UPDATE accounts SET created_at = '10000-01-01' WHERE account_id = 'bob'",
+    ):
+        await stage.attacker.execute(statement)
+    await look_at_all(stage.reconciler)
+    names = [each.name for each in stage.folder.iterdir()]
+
+    assert {"ann", "bob"} == set(await stage.frozen())
+    assert 2 == len(names)
+    assert any("294276-12-31" in (stage.folder / name).read_text() for name in names)
+
+
 async def test_many_faults_of_one_account_hide_no_other(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

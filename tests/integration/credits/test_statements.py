@@ -192,7 +192,7 @@ STATEMENTS = {
     "transactions_by_key": ["'{}'"] * 4,
     "account": ["1", "'ann'"],
     "history": ["1", "'ann'", "0", "100"],
-    "accounts_after": ["1", "'ann'", "NULL", "200"],
+    "accounts_of": [*STRETCH, "NULL", "200"],
     "chains": STRETCH,
     "holds": ["'{}'"],
     "open_holds": ["'{}'", "now()"],

@@ -268,6 +268,11 @@ FORGERIES: dict[str, tuple[Sequence[str], set[tuple[str | None, str, int]]]] = {
     "an expiry that never comes": (
         ["UPDATE accounts SET next_expiry = NULL WHERE account_id = 'ann'"], {("ann", "hold", 0)}
     ),
+    "a time that is none": (
+        ["UPDATE accounts SET created_at = 'infinity' WHERE account_id = 'bob'",
+         "UPDATE accounts SET next_expiry = '294276-12-31' WHERE account_id = 'cleo'"],
+        {("bob", "account", 0), ("cleo", "account", 0)},
+    ),
     "an account that is gone": (
         ["DELETE FROM accounts WHERE account_id = 'bob'"], {("bob", "account", 1)}
     ),

@@ -63,8 +63,12 @@ LIMIT $3;
 -- Accounts, each with where it was last reconciled. The limits keep these lookups by key: as joins they would
 -- be planned as scans of all accounts.
 SELECT
-    a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.created_at,
-    a.next_expiry, a.frozen_at, r.sequence AS reconciled_sequence, r.balance AS reconciled_balance,
+    a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.frozen_at,
+    CASE WHEN a.created_at BETWEEN '0001-01-02' AND '9999-12-30' THEN a.created_at ELSE 'infinity' END AS created_at,
+    CASE
+        WHEN a.next_expiry NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE a.next_expiry
+    END AS next_expiry,
+    r.sequence AS reconciled_sequence, r.balance AS reconciled_balance,
     r.reserved AS reconciled_reserved, r.head_hash AS reconciled_hash
 FROM unnest($1::account_place[]) AS wanted
 CROSS JOIN LATERAL (
@@ -82,11 +86,16 @@ LEFT JOIN LATERAL (
 ORDER BY a.shard, a.account_id;
 
 -- rows_behind --
--- The first transactions of accounts behind a sequence each, in order; at most so many of each account.
+-- The first transactions of accounts behind a sequence each, at most so many of each account, in the order of the
+-- accounts; in the form of `chains`, for a binary COPY.
 SELECT
-    t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
-    t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
-    t.reference_id, t.freed, t.expires_at, t.allowance, t.payment
+    t.hash, t.shard, t.transaction_id, t.amount, t.balance, t.reserved, t.sequence,
+    t.created_at + interval '262968 hours' AS created_us, t.fingerprint, t.account_id, t.kind, t.description,
+    sha256(convert_to(t.metadata::text, 'UTF8')) AS metadata_sha256,
+    t.reference_id, t.freed,
+    CASE WHEN t.expires_at < '200000-01-01 00:00:00+00' THEN t.expires_at + interval '262968 hours' ELSE t.expires_at END
+        AS expires_us,
+    t.allowance, sha256(convert_to(t.payment::text, 'UTF8')) AS payment_sha256
 FROM unnest($1::account_point[]) WITH ORDINALITY AS p (shard, account_id, sequence, most, place)
 CROSS JOIN LATERAL (
     SELECT c.*
@@ -119,8 +128,11 @@ UPDATE accounts AS a
 SET frozen_at = clock_timestamp()
 WHERE a.shard = $1 AND a.account_id = $2 AND a.frozen_at IS NULL
 RETURNING
-    a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.created_at,
-    a.next_expiry, a.frozen_at;
+    a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash, a.frozen_at,
+    CASE WHEN a.created_at BETWEEN '0001-01-02' AND '9999-12-30' THEN a.created_at ELSE 'infinity' END AS created_at,
+    CASE
+        WHEN a.next_expiry NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE a.next_expiry
+    END AS next_expiry;
 
 -- add_freeze --
 -- Writes down a freeze. One that is open already stays: somebody thawed the account past its lifting.
@@ -129,11 +141,9 @@ VALUES ($1, $2, $3, $4, $5::text::json, $6, $7, $8)
 ON CONFLICT (shard, account_id) WHERE lifted_at IS NULL DO NOTHING;
 
 -- rows_at --
--- The transactions of an account at some sequences, and its last one, as they are stored.
-SELECT
-    t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
-    t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
-    t.reference_id, t.freed, t.expires_at, t.allowance, t.payment
+-- The transactions of an account at some sequences, and its last one, as they are stored: as JSON of the server's,
+-- which has a text for whatever stands there.
+SELECT to_json(t)::text AS stored
 FROM credit_transactions AS t
 WHERE t.shard = $1 AND t.account_id = $2
     AND t.sequence = ANY(array_append(

@@ -2,13 +2,19 @@
 -- Takes the time limit from the statements of this unit of work: one chain may have millions of rows.
 SELECT set_config('statement_timeout', '0', true);
 
--- accounts_after --
--- A page of accounts in key order, for verification; of one tenant, if $3 names it.
-SELECT account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at
+-- accounts_of --
+-- The first accounts of a stretch in key order, its bounds as in `chains`; of one tenant, if $6 names it. A
+-- time that no calendar has comes as infinity: whoever wrote it must not keep anybody from reading the others.
+SELECT
+    account_id, tenant_id, shard, balance, reserved, version, head_hash, frozen_at,
+    CASE WHEN created_at BETWEEN '0001-01-02' AND '9999-12-30' THEN created_at ELSE 'infinity' END AS created_at,
+    CASE WHEN next_expiry NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE next_expiry END AS next_expiry
 FROM accounts
-WHERE (shard, account_id) > ($1::smallint, $2::text) AND ($3::text IS NULL OR tenant_id = $3)
+WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
+    AND (shard, account_id) <= ($4::smallint, $5::text)
+    AND ($6::text IS NULL OR tenant_id = $6)
 ORDER BY shard, account_id
-LIMIT $4;
+LIMIT $7;
 
 -- chains --
 -- Rows of chains in key order, for a binary COPY: the stored hash, the shard, then the canonical fields in
