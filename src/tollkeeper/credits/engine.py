@@ -55,8 +55,8 @@ CONTENDED_FOR_S = 1.0
 QUARTERS_AHEAD = 2
 """Quarters of transactions for which partitions are made ahead."""
 
-KEY_DAYS_AHEAD = 7
-"""Days of idempotency keys for which partitions are made ahead."""
+KEY_DAYS_AHEAD = 1
+"""Days of idempotency keys for which partitions are made ahead: every key is looked for in them."""
 
 STOPPED = "the service stopped before it was decided"
 

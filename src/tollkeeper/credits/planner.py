@@ -410,12 +410,14 @@ class _Planner:
         """Write the transaction that left the account as `running` says."""
         sequence = running.version + 1
         transaction_id = TransactionId(compose_id(self._now_ms, write.entropy, write.shard))
-        reference = None if reference_id is None else reference_id.bytes
+        terms = b""
+        if kind is not Kind.CONSUME:  # which says no more than its amount
+            reference = None if reference_id is None else reference_id.bytes
+            terms = chain.terms_of(reference, freed, expires_at, allowance, payment)
         digest = chain.link(
             running.head, transaction_id.bytes, amount, running.balance, running.reserved,
             sequence, self._now_us, write.fingerprint, write.account_id, kind,
-            write.description, write.metadata,
-            chain.terms_of(reference, freed, expires_at, allowance, payment),
+            write.description, write.metadata, terms,
         )  # fmt: skip
         transaction = Transaction(
             transaction_id=transaction_id, account_id=write.account_id, shard=write.shard,

@@ -113,13 +113,14 @@ def movement(  # noqa: PLR0913  # keyword-only: one call per request, each field
         InvalidRequest: the account's id or the key is a card number; description, metadata or
             payment cannot be stored as they stand.
     """
-    described, detailed = _kept_text(account_id, key, description, metadata, place)
+    key_ms = uuid7_milliseconds(key)
+    described, detailed = _kept_text(account_id, key, key_ms, description, metadata, place)
     paid = None if payment is None else canonical_payment(payment, place)
     code = _UP_TO_CODE if up_to else _KIND_CODES[kind]
     return Movement(
         kind=kind, account_id=AccountId(account_id), shard=shard_of(account_id),
         tenant_id=tenant_id, amount=amount, key_hash=hashlib.sha256(key.encode()).digest(),
-        key_ms=uuid7_milliseconds(key), entropy=entropy,
+        key_ms=key_ms, entropy=entropy,
         fingerprint=_fingerprint(code, amount, described, detailed, payment=paid),
         description=described, metadata=detailed, payment=paid, up_to=up_to,
     )  # fmt: skip
@@ -238,8 +239,9 @@ class _Common(TypedDict):
 
 
 def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
+    key_ms = uuid7_milliseconds(words.key)
     described, detailed = _kept_text(
-        words.account_id, words.key, words.description, words.metadata, words.place
+        words.account_id, words.key, key_ms, words.description, words.metadata, words.place
     )
     asked = hashlib.sha256(_KIND_CODES[kind].to_bytes(1, "big") + terms).digest()
     return {
@@ -247,7 +249,7 @@ def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
         "shard": shard_of(words.account_id),
         "tenant_id": words.tenant_id,
         "key_hash": hashlib.sha256(words.key.encode()).digest(),
-        "key_ms": uuid7_milliseconds(words.key),
+        "key_ms": key_ms,
         "fingerprint": hashlib.sha256(
             asked + _fingerprint(_KIND_CODES[kind], 0, described, detailed)
         ).digest(),
@@ -260,14 +262,16 @@ def _common(words: WriteWords, kind: Kind, terms: bytes) -> _Common:
 def _kept_text(  # noqa: PLR0917  # the hot path: one flat call
     account_id: str,
     key: str,
+    key_ms: int | None,
     description: str | None,
     metadata: dict[str, object] | None,
     place: str,
 ) -> tuple[str | None, str | None]:
     """Return description and metadata as they are kept, masked; refuse card numbers in names."""
     _refuse_card(f"{place}account_id", account_id)
-    # A hash of a card number is no secret: there are few enough of them to try them all.
-    _refuse_card(f"{place}idempotency_key" if place else "Idempotency-Key", key)
+    if key_ms is None:  # a UUID is no card number
+        # A hash of a card number is no secret: there are few enough of them to try them all.
+        _refuse_card(f"{place}idempotency_key" if place else "Idempotency-Key", key)
     return (
         None if description is None else _described(description, place),
         None if metadata is None else canonical_metadata(metadata, place),

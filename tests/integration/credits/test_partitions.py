@@ -88,7 +88,7 @@ async def test_the_worker_makes_partitions_ahead(worker_pool: Pool, owner: Conne
     await drop_partitions(owner, "credit_transactions", "idempotency_keys")
     await maintain_partitions(worker_pool, LedgerStore())
     first = await today(owner)
-    days = [f"idempotency_keys_{first + timedelta(days=ahead):%Y%m%d}" for ahead in range(8)]
+    days = [f"idempotency_keys_{first + timedelta(days=ahead):%Y%m%d}" for ahead in range(2)]
 
     assert days == [row["relname"] for row in await owner.fetch(PARTITIONS, "idempotency_keys")]
     assert 3 == len(await owner.fetch(PARTITIONS, "credit_transactions"))

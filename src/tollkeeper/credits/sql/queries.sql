@@ -1,8 +1,9 @@
 -- load --
 -- One snapshot of a batch: the database's clock, the accounts, and the keys that are known.
 -- $1 accounts; $2 keys; $3 how long keys are kept.
--- The clock is read after the snapshot was taken. The bounds on created_at leave two or three partitions,
--- unless the clock was set back behind keys that were kept already: these must be found all the same.
+-- The clock is read after the snapshot was taken. The bound on created_at leaves three partitions: yesterday's
+-- and the day's before, or tomorrow's. There is no other bound: when the clock was set back, keys that were kept
+-- in a time to come must be found all the same.
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
@@ -18,17 +19,7 @@ FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
     AND i.account_id = wanted.account_id AND i.key_hash = wanted.key_hash
-    AND i.created_at > now() - $3::interval
-    AND i.created_at < (
-        SELECT
-            CASE
-                WHEN EXISTS (
-                    SELECT FROM idempotency_keys AS later
-                    WHERE later.created_at >= now() + $3::interval
-                ) THEN 'infinity'
-                ELSE now() + $3::interval
-            END
-    );
+    AND i.created_at > now() - $3::interval;
 
 -- holds --
 -- Holds by their ids.
