@@ -78,6 +78,11 @@ class CheckpointStore:
         assert row is not None
         return row["now"], None if row["number"] is None else _kept(row)
 
+    async def unexplained_leaves(self, connection: Connection, number: int) -> int:
+        """Return how many leaves there are from a checkpoint on that is not made yet."""
+        count: int = await connection.fetchval(self._sql["unexplained_leaves"], number)
+        return count
+
     async def add_leaves(self, connection: Connection, number: int) -> int:
         """Write a leaf for every account that changed since it was covered; return how many."""
         status = await connection.execute(self._sql["add_leaves"], number)

@@ -30,6 +30,7 @@ CreditsError, of the audit
 └── NotCheckpointed               no checkpoint covers the transaction yet
 
 NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
+LeavesUnexplained                 (TollkeeperError) leaves that no checkpoint was made over
 PublicationFailed                 (TollkeeperError) a note could not be published outside
 """
 
@@ -387,6 +388,22 @@ class NoteInvalid(TollkeeperError):
     def message(self) -> str:
         """Return the problem."""
         return self.problem
+
+
+@dataclass(eq=False, kw_only=True)
+class LeavesUnexplained(TollkeeperError):
+    """Leaves are there that the maker of the checkpoint did not write: it signs nothing."""
+
+    number: int
+    leaves: int
+
+    def message(self) -> str:
+        """Say what is there, how it can have come there, and where to read on."""
+        return (
+            f"checkpoint {self.number} is not signed: {self.leaves} leaves of it, or of later "
+            "ones, were written by somebody else, or their checkpoint was taken away; see "
+            "docs/guide/audit.md"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

@@ -270,6 +270,12 @@ SELECT now() AS now, c.number, c.note
 FROM (VALUES (1)) AS always (is_there)
 LEFT JOIN LATERAL (SELECT number, note FROM checkpoints ORDER BY number DESC LIMIT 1) AS c ON true;
 
+-- unexplained_leaves --
+-- How many leaves there are of a checkpoint that is not made yet, or of later ones: rightly none.
+SELECT count(*)
+FROM checkpoint_leaves
+WHERE checkpoint >= $1;
+
 -- add_leaves --
 -- The leaves of a checkpoint: every account whose version is not the one it was last covered at. Compares
 -- all accounts in one snapshot, so it asks no clock and misses no commit, however late that became visible.
