@@ -104,6 +104,10 @@ class LedgerFacts(Protocol):
     def version(self) -> int: ...
     @property
     def hash(self) -> str | None: ...
+    @property
+    def balance(self) -> int | None: ...
+    @property
+    def reserved(self) -> int | None: ...
 
 
 class LeafItem(Protocol):
@@ -302,15 +306,21 @@ def _disagreement(leaf: Leaf, today: LedgerFacts | None) -> tuple[AuditFaultKind
             AuditFaultKind.TRUNCATED,
             f"the account was at sequence {leaf.sequence} and is at {today.version}",
         )
+    hash_then, credits_then = today.hash, (today.balance, today.reserved)
     if leaf.sequence == 0:
         hash_then = genesis(AccountId(leaf.account_id), TenantId(leaf.tenant_id)).hex()
-    elif today.hash is None:
+        credits_then = (0, 0)
+    if hash_then is None:
         return AuditFaultKind.TRUNCATED, "there is no transaction at this sequence any more"
-    else:
-        hash_then = today.hash
     if hash_then != leaf.head_hash.hex():
         return (
             AuditFaultKind.REWRITTEN,
             f"the transaction had hash {leaf.head_hash.hex()} and has {hash_then}",
+        )
+    if credits_then != (leaf.balance, leaf.reserved):
+        return (
+            AuditFaultKind.REWRITTEN,
+            f"the account had balance {leaf.balance} and reserved {leaf.reserved}, the transaction "
+            f"says {credits_then[0]} and {credits_then[1]}",
         )
     return None

@@ -35,6 +35,8 @@ class LeafBesideLedger:
     account_version: int | None
     account_tenant: str | None
     transaction_hash: bytes | None
+    transaction_balance: int | None
+    transaction_reserved: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +144,8 @@ class CheckpointStore:
                 account_version=row["account_version"],
                 account_tenant=row["account_tenant"],
                 transaction_hash=row["transaction_hash"],
+                transaction_balance=row["transaction_balance"],
+                transaction_reserved=row["transaction_reserved"],
             )
             for row in rows
         )

@@ -348,7 +348,8 @@ SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.publication.' || 
 -- $1 checkpoint; $2 first position; $3 limit.
 SELECT
     l.position, l.tenant_id, l.account_id, l.sequence, l.head_hash, l.balance, l.reserved,
-    a.version AS account_version, a.tenant_id AS account_tenant, t.hash AS transaction_hash
+    a.version AS account_version, a.tenant_id AS account_tenant, t.hash AS transaction_hash,
+    t.balance AS transaction_balance, t.reserved AS transaction_reserved
 FROM (
     SELECT position, shard, tenant_id, account_id, sequence, head_hash, balance, reserved
     FROM checkpoint_leaves
@@ -358,7 +359,7 @@ FROM (
 ) AS l
 LEFT JOIN accounts AS a ON a.shard = l.shard AND a.account_id = l.account_id
 LEFT JOIN LATERAL (
-    SELECT c.hash
+    SELECT c.hash, c.balance, c.reserved
     FROM credit_transactions AS c
     WHERE c.shard = l.shard AND c.account_id = l.account_id AND c.sequence = l.sequence
     ORDER BY c.created_at
