@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.request import urlopen
 
-import asyncpg
 import httpx
 import pytest
 from tests.acceptance.conftest import (
@@ -20,6 +19,7 @@ from tests.acceptance.conftest import (
     Finished,
     Service,
     clean_environment,
+    execute,
     free_port,
     running_service,
     tollkeeper,
@@ -398,14 +398,3 @@ def wait_for_notes(file: Path, count: int) -> None:
     while not file.exists() or file.read_text().count("number ") < count:
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
-
-
-def execute(dsn: str, script: str) -> None:
-    async def work() -> None:
-        connection = await asyncpg.connect(dsn)
-        try:
-            await connection.execute(script)
-        finally:
-            await connection.close()
-
-    asyncio.run(work())

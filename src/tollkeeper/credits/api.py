@@ -303,7 +303,7 @@ class CreditsApi:
             return BatchResult(
                 status=201 if result.created else 200, account=account_view(result.account)
             )
-        assert isinstance(result, errors.CreditsError)
+        assert isinstance(result, errors.CreditsError | errors.OperationFailed)
         problem = problem_of(result, self._problems)
         return BatchResult(status=problem.status, problem=problem.document())
 

@@ -29,6 +29,7 @@ CreditsError, of the audit
 ├── CheckpointNotFound
 └── NotCheckpointed               no checkpoint covers the transaction yet
 
+OperationFailed                   (TollkeeperError) no rule said so: an internal error
 NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
 LeavesUnexplained                 (TollkeeperError) leaves that no checkpoint was made over
 PublicationFailed                 (TollkeeperError) a note could not be published outside
@@ -377,6 +378,17 @@ class NotCheckpointed(CreditsError):
             f"no checkpoint covers transaction {self.transaction_id} yet; the worker makes one "
             "every TOLLKEEPER_CHECKPOINT_PERIOD_S seconds when it has a TOLLKEEPER_CHECKPOINT_KEY"
         )
+
+
+@dataclass(eq=False, kw_only=True)
+class OperationFailed(TollkeeperError):
+    """One operation failed for a reason that nobody foresaw, which is its cause."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Name the account."""
+        return f"an operation on account {self.account_id} failed; the log says why"
 
 
 @dataclass(eq=False, kw_only=True)
