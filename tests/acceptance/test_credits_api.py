@@ -112,6 +112,24 @@ def test_the_same_request_again_is_a_replay(api: httpx.Client, ann: str) -> None
     assert 70 == balance(api, ann)
 
 
+def test_an_answer_says_what_was_written(api: httpx.Client, ann: str) -> None:
+    """As it is kept: masked, the same the first time, again, and in the history."""
+    said = {"description": "by 4111 1111 1111 1111", "metadata": {"b": 1, "a": [None, 0.5]}}
+    kept = {"description": "by ****-****-****-1111", "metadata": {"a": [None, 0.5], "b": 1}}
+    paid = {"payment": {"cvv": "737", "via": "card"}}
+    answers = [move(api, ann, "topups", 1, key="t", **said, **paid).json() for _ in range(2)]
+    answers += [move(api, ann, "holds", 1, key="h", **said).json() for _ in range(2)]
+    plain = move(api, ann, "consumptions", 1, key="c").json()
+    history = api.get(f"/v1/accounts/{ann}/transactions").json()["items"]
+
+    assert [{**kept, "payment": {"via": "card"}}] * 2 + [{**kept, "payment": None}] * 2 == [
+        {name: each[name] for name in ("description", "metadata", "payment")} for each in answers
+    ]
+    assert [None] * 3 == [plain[name] for name in ("description", "metadata", "payment")]
+    for made, read in zip([*answers[1::2], plain], history[1:], strict=True):
+        assert made.items() <= read.items()
+
+
 @pytest.mark.parametrize("route", ["topups", "consumptions"])
 def test_a_path_with_a_trailing_slash_is_the_same_path(
     api: httpx.Client, ann: str, route: str

@@ -190,6 +190,7 @@ async def test_nothing_in_the_ledger_steers_the_terminal(service: Service) -> No
     )
     found = service.run("credits", "verify")
 
+    assert evil == done.json()["transaction"]["description"]  # type: ignore[index]  # an object
     assert (0, 0, 0, 4) == (done.code, shown.code, as_json.code, found.code)
     assert r"x\u001b[2J\u001b[8mhidden\u202e" in shown.out
     assert evil == as_json.json()["items"][0]["description"]  # type: ignore[index]  # a list

@@ -160,7 +160,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the hash chain and the balances; exit 4 when something is wrong.
+    """Check hash chains, balances, holds and refunds; exit 4 when something is wrong.
 
     With --checkpoints also against what was signed and published before: a chain that was cut, or
     rewritten so that it holds in itself, is found.
