@@ -1,13 +1,14 @@
 """`tollkeeper credits ...` as an operator types it: output, JSON, exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.acceptance.conftest import Service, clean_environment, tollkeeper
+from tests.acceptance.conftest import Service, clean_environment, execute, tollkeeper
 
 
 def test_a_life_of_an_account(service: Service) -> None:
@@ -237,3 +238,13 @@ def test_a_payment_that_is_none_is_refused_without_its_words(service: Service, s
     assert (2, "") == (refused.code, refused.out)
     assert "--payment" in refused.err
     assert "4111" not in refused.err
+
+
+def test_a_verification_that_fails_says_where_the_cause_is_written(service: Service) -> None:
+    rename = "ALTER TABLE accounts RENAME COLUMN {} TO {}"
+    execute(service.credits_dsn, rename.format("head_hash", "hidden"))
+    failed = service.run("credits", "verify")
+    execute(service.credits_dsn, rename.format("hidden", "head_hash"))
+
+    assert (1, "", 1) == (failed.code, failed.out, failed.err.count("\n"))
+    assert re.search(r"its log says why, at request_id [0-9a-f-]+$", failed.err), failed.err
