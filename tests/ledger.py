@@ -191,6 +191,7 @@ _REFUSALS = {
     errors.BalanceTooLarge: "balance_too_large",
     errors.KeyExpired: "key_expired",
     errors.LedgerUnavailable: "unavailable",
+    errors.OperationFailed: "failed",
 }
 
 

@@ -306,7 +306,10 @@ def _tell(error: TollkeeperError, *, as_json: bool) -> int:
         from rich.console import Console
         from rich.text import Text
 
-        Console(stderr=True).print(Text(f"tollkeeper: {error}", style="red"), soft_wrap=True)
+        from tollkeeper.client.escapes import visible
+
+        said = Text(visible(f"tollkeeper: {error}"), style="red")
+        Console(stderr=True).print(said, soft_wrap=True)
         return code
     import json
 

@@ -103,7 +103,9 @@ class Face:
 
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
-        typer.echo(text, err=True)
+        from tollkeeper.client.escapes import visible
+
+        typer.echo(visible(text), err=True)
 
     def screen(self, *, as_json: bool = False) -> "Screen":
         """Return where output goes."""

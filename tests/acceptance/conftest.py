@@ -15,6 +15,7 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
+import asyncpg
 import pytest
 from tests.conftest import Databases
 
@@ -154,3 +155,16 @@ def service(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> I
         running_service(credits_dsn, access_dsn, tmp_path_factory.mktemp("service")) as service,
     ):
         yield service
+
+
+def execute(dsn: str, script: str) -> None:
+    """Run SQL as the owner of a database."""
+
+    async def work() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            await connection.execute(script)
+        finally:
+            await connection.close()
+
+    asyncio.run(work())

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import httpx
 import pytest
-from tests.acceptance.conftest import Service
+from tests.acceptance.conftest import Service, execute
 
 from tollkeeper.kernel.ids import compose_id
 
@@ -110,6 +110,24 @@ def test_the_same_request_again_is_a_replay(api: httpx.Client, ann: str) -> None
     assert "true" == again.headers["Idempotent-Replayed"]
     problem_in(other, 422, "idempotency-key-reused")
     assert 70 == balance(api, ann)
+
+
+def test_an_answer_says_what_was_written(api: httpx.Client, ann: str) -> None:
+    """As it is kept: masked, the same the first time, again, and in the history."""
+    said = {"description": "by 4111 1111 1111 1111", "metadata": {"b": 1, "a": [None, 0.5]}}
+    kept = {"description": "by ****-****-****-1111", "metadata": {"a": [None, 0.5], "b": 1}}
+    paid = {"payment": {"cvv": "737", "via": "card"}}
+    answers = [move(api, ann, "topups", 1, key="t", **said, **paid).json() for _ in range(2)]
+    answers += [move(api, ann, "holds", 1, key="h", **said).json() for _ in range(2)]
+    plain = move(api, ann, "consumptions", 1, key="c").json()
+    history = api.get(f"/v1/accounts/{ann}/transactions").json()["items"]
+
+    assert [{**kept, "payment": {"via": "card"}}] * 2 + [{**kept, "payment": None}] * 2 == [
+        {name: each[name] for name in ("description", "metadata", "payment")} for each in answers
+    ]
+    assert [None] * 3 == [plain[name] for name in ("description", "metadata", "payment")]
+    for made, read in zip([*answers[1::2], plain], history[1:], strict=True):
+        assert made.items() <= read.items()
 
 
 @pytest.mark.parametrize("route", ["topups", "consumptions"])
@@ -357,6 +375,32 @@ def test_a_batch_is_decided_in_order_each_operation_alone(api: httpx.Client, ann
     assert (40, 60) == (results[3]["problem"]["available"], results[3]["problem"]["required"])
     assert "first" == api.get(f"/v1/accounts/{new}/transactions").json()["items"][0]["description"]
     assert (5, 40) == (balance(api, new), balance(api, ann))
+
+
+def test_an_account_that_cannot_be_read_fails_alone_in_a_batch(
+    service: Service, api: httpx.Client, ann: str
+) -> None:
+    opened = api.post("/v1/accounts", json={"account_id": "unread", "tenant_id": "acme"})
+    execute(
+        service.credits_dsn,
+        "UPDATE accounts SET created_at = '0044-03-15 BC' WHERE account_id = 'unread'",
+    )
+    operations = [item("consume", ann, amount=1), item("topup", "unread", amount=1)]
+    answer = api.post("/v1/batch", json={"operations": [*operations, *operations[:1]]})
+    alone = move(api, "unread", "topups", 1, key="k")
+    execute(
+        service.credits_dsn,
+        "UPDATE accounts SET created_at = now() WHERE account_id = 'unread'",
+    )
+    results = answer.json()["results"]
+
+    assert (201, 200) == (opened.status_code, answer.status_code)
+    assert [201, 500, 201] == [each["status"] for each in results]
+    assert {"type": f"{URN}internal-error", "title": "Internal error", "status": 500} == (
+        results[1]["problem"]
+    )
+    assert problem_in(alone, 500, "internal-error").keys() == {*results[1]["problem"], "request_id"}
+    assert 99 == balance(api, ann)
 
 
 BAD_ITEMS: dict[str, dict[str, object]] = {

@@ -1,13 +1,14 @@
 """`tollkeeper credits ...` as an operator types it: output, JSON, exit codes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx
 import pytest
-from tests.acceptance.conftest import Service, clean_environment, tollkeeper
+from tests.acceptance.conftest import Service, clean_environment, execute, tollkeeper
 
 
 def test_a_life_of_an_account(service: Service) -> None:
@@ -135,7 +136,10 @@ def test_what_is_not_there_and_what_makes_no_sense(service: Service) -> None:
 async def test_verify_finds_an_edited_row(service: Service) -> None:
     service.run("credits", "open", "edited", "--tenant", "acme-inc")
     service.run("credits", "topup", "edited", "10")
-    await _edit(service.credits_dsn)
+    await _edit(
+        service.credits_dsn,
+        "UPDATE credit_transactions SET amount = amount + 1 WHERE account_id = 'edited'",
+    )
     found = service.run("credits", "verify", "edited")
     as_json = service.run("credits", "verify", "--json")
 
@@ -174,16 +178,36 @@ def test_the_version_is_shown() -> None:
     assert tollkeeper("--version").out.startswith("tollkeeper 0.")
 
 
-async def _edit(dsn: str) -> None:
+async def test_nothing_in_the_ledger_steers_the_terminal(service: Service) -> None:
+    """A description that clears the screen, and an account that was renamed in the database."""
+    service.run("credits", "open", "steering", "--tenant", "acme-inc")
+    evil = "x\x1b[2J\x1b[8mhidden\u202e"
+    done = service.run("credits", "topup", "steering", "10", "--description", evil, "--json")
+    shown = service.run("credits", "history", "steering")
+    as_json = service.run("credits", "history", "steering", "--json")
+    await _edit(
+        service.credits_dsn,
+        "UPDATE credit_transactions SET account_id = E'\\x1b[2Jann' WHERE account_id = 'steering'",
+    )
+    found = service.run("credits", "verify")
+
+    assert evil == done.json()["transaction"]["description"]  # type: ignore[index]  # an object
+    assert (0, 0, 0, 4) == (done.code, shown.code, as_json.code, found.code)
+    assert r"x\u001b[2J\u001b[8mhidden\u202e" in shown.out
+    assert evil == as_json.json()["items"][0]["description"]  # type: ignore[index]  # a list
+    assert r"\u001b[2Jann" in found.out
+    for each in (done, shown, as_json, found):
+        assert (each.out + each.err).replace("\n", "").isprintable()
+
+
+async def _edit(dsn: str, statement: str) -> None:
     import asyncpg
 
     connection = await asyncpg.connect(dsn)
     try:
-        # As an attacker who owns the server would: triggers off, one amount changed.
+        # As an attacker who owns the server would: triggers off.
         await connection.execute("SET session_replication_role = replica")
-        await connection.execute(
-            "UPDATE credit_transactions SET amount = amount + 1 WHERE account_id = 'edited'"
-        )
+        await connection.execute(statement)
     finally:
         await connection.close()
 
@@ -214,3 +238,13 @@ def test_a_payment_that_is_none_is_refused_without_its_words(service: Service, s
     assert (2, "") == (refused.code, refused.out)
     assert "--payment" in refused.err
     assert "4111" not in refused.err
+
+
+def test_a_verification_that_fails_says_where_the_cause_is_written(service: Service) -> None:
+    rename = "ALTER TABLE accounts RENAME COLUMN {} TO {}"
+    execute(service.credits_dsn, rename.format("head_hash", "hidden"))
+    failed = service.run("credits", "verify")
+    execute(service.credits_dsn, rename.format("hidden", "head_hash"))
+
+    assert (1, "", 1) == (failed.code, failed.out, failed.err.count("\n"))
+    assert re.search(r"its log says why, at request_id [0-9a-f-]+$", failed.err), failed.err

@@ -10,7 +10,7 @@ BODIES = [
     kind
     for module in (access_messages, credits_messages)
     for name, kind in sorted(vars(module).items())
-    if name.endswith(("Body", "Item")) and isinstance(kind, type) and name != "HistoryItem"
+    if name.endswith(("Body", "Item")) and isinstance(kind, type)
 ]
 
 

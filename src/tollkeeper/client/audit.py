@@ -47,6 +47,8 @@ class LedgerFields(msgspec.Struct, frozen=True):
     tenant_id: str
     version: int
     hash: str | None
+    balance: int | None
+    reserved: int | None
 
 
 class Leaf(msgspec.Struct, frozen=True):

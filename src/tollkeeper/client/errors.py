@@ -122,8 +122,16 @@ class CallFailed(ClientError):
     retry_after_s: float | None = None
 
     def message(self) -> str:
-        """Return the detail, or the title where there is none."""
-        return self.detail or f"{self.title} ({self.status})"
+        """Return the detail, or where there is none the title and where the cause is written."""
+        if self.detail:
+            return self.detail
+        request_id = self.facts.get("request_id")
+        if self.status < 500 or not isinstance(request_id, str):
+            return f"{self.title} ({self.status})"
+        return (
+            f"the service could not do it: {self.title} ({self.status}); its log says why, at "
+            f"request_id {request_id}"
+        )
 
     @property
     def name(self) -> str:

@@ -1,6 +1,7 @@
 """What people see: facts, tables, a progress bar with its rate; and JSON where a program looks.
 
 Data goes to standard output, everything about it (progress, remarks, errors) to standard error.
+No text steers the terminal: what it would obey or hide is shown escaped (`escapes.py`).
 """
 
 import asyncio
@@ -23,6 +24,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
+from tollkeeper.client.escapes import visible
+
 REFRESH_S = 0.2
 """Time between two looks of the progress bar; each costs the load generator about a millisecond."""
 
@@ -42,18 +45,18 @@ class Screen:
     def json_lines(self, documents: Sequence[object]) -> None:
         """Print JSON documents to standard output, one a line."""
         for document in documents:
-            sys.stdout.write(msgspec.json.encode(document).decode() + "\n")
+            sys.stdout.write(visible(msgspec.json.encode(document).decode()) + "\n")
         sys.stdout.flush()
 
     def remark(self, text: str) -> None:
         """Say something about the run, in one line on standard error."""
         if not self.as_json:
-            self._err.print(f"[dim]{escape(text)}[/dim]")
+            self._err.print(f"[dim]{_escaped(text)}[/dim]")
 
     def warn(self, text: str) -> None:
         """Say something that must not be overlooked, on standard error."""
         if not self.as_json:
-            self._err.print(f"[yellow]{escape(text)}[/yellow]", soft_wrap=True)
+            self._err.print(f"[yellow]{_escaped(text)}[/yellow]", soft_wrap=True)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print named facts below each other; `ok:` and `bad:` before a value colour it."""
@@ -61,15 +64,16 @@ class Screen:
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in facts:
-            grid.add_row(f"  {escape(name)}", _coloured(value))
-        self._out.print(f"\n[bold]{escape(title)}[/bold]")
+            grid.add_row(f"  {_escaped(name)}", _coloured(visible(value)))
+        self._out.print(f"\n[bold]{_escaped(title)}[/bold]")
         self._out.print(grid)
 
     def addresses(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
         """Print named facts that people will copy: unwrapped, without a frame."""
-        self._out.print(f"\n[bold]{escape(title)}[/bold]")
+        self._out.print(f"\n[bold]{_escaped(title)}[/bold]")
         for name, value in facts:
-            self._out.print(Text.assemble((f"  {name:<6}", "cyan"), value), soft_wrap=True)
+            line = Text.assemble((f"  {visible(name):<6}", "cyan"), visible(value))
+            self._out.print(line, soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Print rows; a column whose name starts with `#` holds numbers."""
@@ -135,12 +139,13 @@ class Listing:
     def add(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows below those before; the first time title and names above them."""
         is_first, self._is_begun = not self._is_begun, True
-        title = escape(self._title) if is_first else None
+        title = _escaped(self._title) if is_first else None
+        shown = [tuple(map(visible, row)) for row in rows]
         table = Table(title=title, title_justify="left", title_style="bold", box=None)
         table.show_header = is_first
         for number, column in enumerate(self._columns):
             is_number, name = column.startswith("#"), column.removeprefix("#")
-            cells = [name, *(row[number] for row in rows)]
+            cells = [name, *(row[number] for row in shown)]
             self._widths[number] = max(self._widths[number], *map(cell_len, cells))
             is_last = number == len(self._columns) - 1
             table.add_column(
@@ -149,7 +154,7 @@ class Listing:
                 header_style="cyan",
                 min_width=None if is_last else self._widths[number],
             )
-        for row in rows:
+        for row in shown:
             table.add_row(*map(escape, row))
         if is_first:
             self._out.print()
@@ -176,6 +181,10 @@ async def _repeat(look: Callable[[], None]) -> None:
     while True:
         look()
         await asyncio.sleep(REFRESH_S)
+
+
+def _escaped(text: str) -> str:
+    return escape(visible(text))
 
 
 def _coloured(value: str) -> Text:

@@ -31,7 +31,7 @@ from tollkeeper.credits.messages import (
     VerifyBody,
     account_view,
     answer_view,
-    history_item,
+    terms_view,
 )
 from tollkeeper.credits.model import Kind, Opened, Posted
 from tollkeeper.credits.route_facts import (
@@ -211,7 +211,7 @@ class CreditsApi:
         )
         page = found[:count]
         following = str(page[-1].sequence) if len(found) > count else None
-        return answer(HistoryPage([history_item(t) for t in page], following), 200)
+        return answer(HistoryPage([terms_view(t) for t in page], following), 200)
 
     async def batch(self, request: AnyRequest) -> JsonAnswer:
         """Decide up to 10,000 operations, in order.
@@ -227,7 +227,7 @@ class CreditsApi:
         return answer(BatchAnswer([self._result(result) for result in results]), 200)
 
     async def verify(self, request: AnyRequest) -> JsonAnswer:
-        """Check the hash chain and balances of one account, or of a slice of all.
+        """Check hash chain, balance, holds and refunds of one account, or of a slice of all.
 
         Without `account_id`, send `next` as `after` until it is null: that was the whole ledger.
         """
@@ -303,7 +303,7 @@ class CreditsApi:
             return BatchResult(
                 status=201 if result.created else 200, account=account_view(result.account)
             )
-        assert isinstance(result, errors.CreditsError)
+        assert isinstance(result, errors.CreditsError | errors.OperationFailed)
         problem = problem_of(result, self._problems)
         return BatchResult(status=problem.status, problem=problem.document())
 

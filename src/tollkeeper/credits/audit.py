@@ -104,6 +104,10 @@ class LedgerFacts(Protocol):
     def version(self) -> int: ...
     @property
     def hash(self) -> str | None: ...
+    @property
+    def balance(self) -> int | None: ...
+    @property
+    def reserved(self) -> int | None: ...
 
 
 class LeafItem(Protocol):
@@ -303,14 +307,22 @@ def _disagreement(leaf: Leaf, today: LedgerFacts | None) -> tuple[AuditFaultKind
             f"the account was at sequence {leaf.sequence} and is at {today.version}",
         )
     if leaf.sequence == 0:
-        hash_then = genesis(AccountId(leaf.account_id), TenantId(leaf.tenant_id)).hex()
+        start = genesis(AccountId(leaf.account_id), TenantId(leaf.tenant_id)).hex()
+        difference = _difference(leaf, start, (0, 0))
     elif today.hash is None:
         return AuditFaultKind.TRUNCATED, "there is no transaction at this sequence any more"
     else:
-        hash_then = today.hash
+        difference = _difference(leaf, today.hash, (today.balance, today.reserved))
+    return None if difference is None else (AuditFaultKind.REWRITTEN, difference)
+
+
+def _difference(leaf: Leaf, hash_then: str, said: tuple[int | None, int | None]) -> str | None:
+    """Return in which way a leaf differs from the transaction that it names."""
     if hash_then != leaf.head_hash.hex():
+        return f"the transaction had hash {leaf.head_hash.hex()} and has {hash_then}"
+    if said != (leaf.balance, leaf.reserved):
         return (
-            AuditFaultKind.REWRITTEN,
-            f"the transaction had hash {leaf.head_hash.hex()} and has {hash_then}",
+            f"balance {leaf.balance} and reserved {leaf.reserved} were signed, the transaction "
+            f"says {said[0]} and {said[1]}"
         )
     return None

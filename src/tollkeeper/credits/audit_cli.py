@@ -160,7 +160,7 @@ def verify(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check the hash chain and the balances; exit 4 when something is wrong.
+    """Check hash chains, balances, holds and refunds; exit 4 when something is wrong.
 
     With --checkpoints also against what was signed and published before: a chain that was cut, or
     rewritten so that it holds in itself, is found.
@@ -193,6 +193,7 @@ def prove(
     if as_json:
         terminal.json(proof)
         return
+    note = proof.note.rstrip("\n").split("\n")
     terminal.facts(
         f"Transaction {proof.transaction_id} is under a signed checkpoint",
         (
@@ -201,7 +202,8 @@ def prove(
             ("covered up to", f"{proof.leaf.sequence:,}, {len(proof.links):,} links further"),
             ("checkpoint", f"{proof.checkpoint:,} of {proof.made_at}"),
             ("path", f"{len(proof.path)} hashes to the root"),
-            ("signed note", proof.note.rstrip("\n")),
+            ("signed note", note[0]),
+            *(("", line) for line in note[1:]),
             ("to check it", "--json, and docs/guide/audit.md"),
         ),
     )

@@ -54,6 +54,8 @@ class LedgerView(msgspec.Struct, frozen=True):
     hash: Annotated[
         str | None, Meta(description="`hash` of the transaction at the leaf's sequence; null: none")
     ]
+    balance: Annotated[int | None, Meta(description="balance after that transaction")]
+    reserved: Annotated[int | None, Meta(description="reserved after that transaction")]
 
 
 class LeafView(msgspec.Struct, frozen=True):

@@ -165,6 +165,8 @@ def _leaf_view(found: LeafBesideLedger, tenant_id: TenantId | None) -> LeafView:
             tenant_id=found.account_tenant,
             version=found.account_version,
             hash=None if found.transaction_hash is None else found.transaction_hash.hex(),
+            balance=found.transaction_balance,
+            reserved=found.transaction_reserved,
         )
     return LeafView(
         position=found.position, hash=leaf.hash.hex(), leaf=leaf_fields(leaf), ledger=ledger

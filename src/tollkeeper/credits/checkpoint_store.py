@@ -35,6 +35,8 @@ class LeafBesideLedger:
     account_version: int | None
     account_tenant: str | None
     transaction_hash: bytes | None
+    transaction_balance: int | None
+    transaction_reserved: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,11 @@ class CheckpointStore:
         row = await connection.fetchrow(self._sql["last_checkpoint"])
         assert row is not None
         return row["now"], None if row["number"] is None else _kept(row)
+
+    async def unexplained_leaves(self, connection: Connection, number: int) -> int:
+        """Return how many leaves there are from a checkpoint on that is not made yet."""
+        count: int = await connection.fetchval(self._sql["unexplained_leaves"], number)
+        return count
 
     async def add_leaves(self, connection: Connection, number: int) -> int:
         """Write a leaf for every account that changed since it was covered; return how many."""
@@ -137,6 +144,8 @@ class CheckpointStore:
                 account_version=row["account_version"],
                 account_tenant=row["account_tenant"],
                 transaction_hash=row["transaction_hash"],
+                transaction_balance=row["transaction_balance"],
+                transaction_reserved=row["transaction_reserved"],
             )
             for row in rows
         )

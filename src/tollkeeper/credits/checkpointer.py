@@ -2,8 +2,8 @@
 
 Reads the ledger and never writes it: no lock is taken that a commit waits for. Invariants: one
 maker at a time; a checkpoint, its leaves and the marks they leave commit together or not at all;
-each says the hash of the one before it; what is published is a beginning of what is kept, and a
-target that fails is tried again in the next round.
+each says the hash of the one before it; no leaf is signed that the maker did not write; what is
+published is a beginning of what is kept, and a target that fails is tried again in the next round.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from tollkeeper.credits.checkpoint import (
 )
 from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
 from tollkeeper.credits.checkpoint_store import CheckpointStore
-from tollkeeper.credits.errors import NoteInvalid, PublicationFailed
+from tollkeeper.credits.errors import LeavesUnexplained, NoteInvalid, PublicationFailed
 from tollkeeper.credits.merkle import TreeHasher
 from tollkeeper.credits.note import SigningKey, split_note
 from tollkeeper.credits.publication import CheckpointFile, HttpTarget
@@ -122,12 +122,18 @@ class Checkpointer:
     async def _write(self, connection: Connection) -> Checkpoint | None:
         now, last = await self._store.last(connection)
         number = 1 if last is None else last.number + 1
-        if not await self._store.add_leaves(connection, number):
+        # What is signed is what was written here: rows that somebody planted are never believed.
+        if planted := await self._store.unexplained_leaves(connection, number):
+            raise LeavesUnexplained(number=number, leaves=planted)
+        added = await self._store.add_leaves(connection, number)
+        if not added:
             return None
         hasher = TreeHasher()
         async for leaf in self._store.leaves(connection, number):
             hasher.add(leaf.hash)
         tree = hasher.finish()
+        if tree.size != added:
+            raise LeavesUnexplained(number=number, leaves=tree.size - added)
         checkpoint = Checkpoint(
             origin=self._key.name,
             number=number,

@@ -23,7 +23,7 @@ from typing import cast
 import structlog
 
 from tollkeeper.credits import planner
-from tollkeeper.credits.errors import Draining, LedgerUnavailable, QueueFull
+from tollkeeper.credits.errors import Draining, LedgerUnavailable, OperationFailed, QueueFull
 from tollkeeper.credits.metrics import CreditsMetrics, result_of
 from tollkeeper.credits.model import (
     Capture,
@@ -60,7 +60,7 @@ KEY_DAYS_AHEAD = 1
 
 STOPPED = "the service stopped before it was decided"
 
-Result = Outcome | LedgerUnavailable
+Result = Outcome | LedgerUnavailable | OperationFailed
 
 _KIND_LABELS: Mapping[type[Operation], str] = {
     OpenAccount: "open",
@@ -102,11 +102,6 @@ class _Ticket:
         self.missing -= 1
         if self.missing == 0 and not self.future.done():
             self.future.set_result(cast("list[Result]", self.results))
-
-    def fail(self, error: Exception) -> None:
-        self.missing -= 1
-        if not self.future.done():
-            self.future.set_exception(error)
 
 
 class _Pending:
@@ -265,8 +260,7 @@ class _Lane:
         self._queue.clear()
         self._parked.clear()
         for pending in left:
-            pending.ticket.fail(LedgerUnavailable(attempts=pending.attempt + 1, reason=STOPPED))
-        self._engine.decided(len(left))
+            self._deliver(pending, LedgerUnavailable(attempts=pending.attempt + 1, reason=STOPPED))
 
     def _take(self) -> list[_Pending]:
         """Take the next batch; operations of a parked account queue up behind it."""
@@ -366,8 +360,9 @@ class _Lane:
                     await self._process(ready)
         else:
             _log.error("credits.operation_failed", request_ids=_request_ids(batch), exc_info=error)
-            batch[0].ticket.fail(error)
-            self._engine.decided(1)
+            failed = OperationFailed(account_id=batch[0].operation.account_id)
+            failed.__cause__ = error
+            self._deliver(batch[0], failed)
 
     async def _ensured_partitions(self) -> bool:
         """Make missing partitions: a ledger whose worker stood still for a week goes on.

@@ -29,7 +29,9 @@ CreditsError, of the audit
 ├── CheckpointNotFound
 └── NotCheckpointed               no checkpoint covers the transaction yet
 
+OperationFailed                   (TollkeeperError) no rule said so: an internal error
 NoteInvalid                       (TollkeeperError) a note, a key or a checkpoint that is none
+LeavesUnexplained                 (TollkeeperError) leaves that no checkpoint was made over
 PublicationFailed                 (TollkeeperError) a note could not be published outside
 """
 
@@ -379,6 +381,17 @@ class NotCheckpointed(CreditsError):
 
 
 @dataclass(eq=False, kw_only=True)
+class OperationFailed(TollkeeperError):
+    """One operation failed for a reason that nobody foresaw, which is its cause."""
+
+    account_id: AccountId
+
+    def message(self) -> str:
+        """Name the account."""
+        return f"an operation on account {self.account_id} failed; the log says why"
+
+
+@dataclass(eq=False, kw_only=True)
 class NoteInvalid(TollkeeperError):
     """A text is not the note, the key or the checkpoint that it should be."""
 
@@ -387,6 +400,22 @@ class NoteInvalid(TollkeeperError):
     def message(self) -> str:
         """Return the problem."""
         return self.problem
+
+
+@dataclass(eq=False, kw_only=True)
+class LeavesUnexplained(TollkeeperError):
+    """Leaves are there that the maker of the checkpoint did not write: it signs nothing."""
+
+    number: int
+    leaves: int
+
+    def message(self) -> str:
+        """Say what is there, how it can have come there, and where to read on."""
+        return (
+            f"checkpoint {self.number} is not signed: {self.leaves} leaves of it, or of later "
+            "ones, were written by somebody else, or their checkpoint was taken away; see "
+            "docs/guide/audit.md"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

@@ -19,15 +19,14 @@ from tollkeeper.credits.api import AnyRequest, answer, page_limit, posted_answer
 from tollkeeper.credits.messages import (
     CaptureBody,
     ExtendBody,
-    HistoryItem,
     HoldBody,
     HoldsPage,
     HoldView,
     RefundBody,
     ReleaseBody,
     TermsView,
-    history_item,
     hold_view,
+    terms_view,
 )
 from tollkeeper.credits.model import HoldOperation, Posted, Refund, Reserve
 from tollkeeper.credits.requests import WriteWords
@@ -171,7 +170,7 @@ class HoldsApi:
         principal = authorize(request.scope, Scope.CREDITS_READ)
         refuse_query(request.scope)
         found = await self._service.transaction(_transaction_id(request), principal.tenant_id)
-        return answer(history_item(found), 200)
+        return answer(terms_view(found), 200)
 
     async def refund(self, request: AnyRequest) -> JsonAnswer:
         """Give back a consumption or a capture, or a part of it; never more than it took."""
@@ -307,7 +306,7 @@ _TRANSACTION = RouteFacts(
     tag="transactions",
     scope=Scope.CREDITS_READ,
     parameters=(_TRANSACTION_ID,),
-    answers={200: Answer(description="the transaction", view=HistoryItem)},
+    answers={200: Answer(description="the transaction", view=TermsView)},
     problems=(errors.InvalidRequest, errors.TransactionNotFound),
 )
 _REFUND = written(

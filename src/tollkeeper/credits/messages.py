@@ -309,23 +309,18 @@ class TransactionView(msgspec.Struct):
     sequence: Annotated[int, Meta(description="its number in the account: 1, 2, 3 ...")]
     hash: Annotated[Hash, Meta(description="SHA-256 over this transaction and the hash before it")]
     created_at: Moment
+    description: ExactDescription
+    metadata: ExactMetadata
+    payment: ExactMetadata
 
 
 class TermsView(TransactionView):
-    """A transaction of a hold or a refund, and what it says beyond its amount."""
+    """A transaction with what holds and refunds say beyond their amount."""
 
     hold_id: Annotated[str | None, Meta(description="the hold it made or changed")]
     refund_of: Annotated[str | None, Meta(description="the transaction it refunds")]
     freed: Annotated[int | None, Meta(description="how much less is reserved since")]
     expires_at: Annotated[str | None, Meta(description="until when the hold lasts: UTC, RFC 3339")]
-
-
-class HistoryItem(TermsView):
-    """A transaction as a history shows it."""
-
-    description: ExactDescription
-    metadata: ExactMetadata
-    payment: ExactMetadata
 
 
 class HoldView(msgspec.Struct):
@@ -354,7 +349,7 @@ class HoldsPage(msgspec.Struct):
 class HistoryPage(msgspec.Struct):
     """Transactions, oldest first; `next` is null on the last page."""
 
-    items: list[HistoryItem]
+    items: list[TermsView]
     next: Annotated[str | None, Meta(description="send it as `after` for the next page")]
 
 
@@ -421,18 +416,19 @@ def account_view(account: Account) -> AccountView:
 
 
 def transaction_view(transaction: Transaction) -> TransactionView:
-    """Return a transaction as the answer to a money write shows it."""
+    """Return a transaction as the answer to a plain money write shows it."""
     return TransactionView(
         transaction_id=str(transaction.transaction_id), account_id=transaction.account_id,
         kind=transaction.kind, amount=transaction.amount, balance=transaction.balance,
         reserved=transaction.reserved, available=transaction.balance - transaction.reserved,
         sequence=transaction.sequence, hash=transaction.hash.hex(),
-        created_at=iso(transaction.created_at),
+        created_at=iso(transaction.created_at), description=transaction.description,
+        metadata=_raw(transaction.metadata), payment=_raw(transaction.payment),
     )  # fmt: skip
 
 
 def terms_view(transaction: Transaction) -> TermsView:
-    """Return a transaction of a hold or a refund as the answer to it shows it."""
+    """Return a transaction as a history shows it, and the answer to a hold or a refund."""
     view = transaction_view(transaction)
     reference, expires_at = transaction.reference_id, transaction.expires_at
     is_refund = transaction.kind is Kind.REFUND
@@ -452,17 +448,6 @@ def answer_view(transaction: Transaction) -> TransactionView:
     if transaction.kind in _PLAIN_KINDS:
         return transaction_view(transaction)
     return terms_view(transaction)
-
-
-def history_item(transaction: Transaction) -> HistoryItem:
-    """Return a transaction as a history shows it."""
-    view = terms_view(transaction)
-    return HistoryItem(
-        **{name: getattr(view, name) for name in TermsView.__struct_fields__},
-        description=transaction.description,
-        metadata=_raw(transaction.metadata),
-        payment=_raw(transaction.payment),
-    )
 
 
 def hold_view(hold: Hold, now: datetime) -> HoldView:

@@ -6,6 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tollkeeper.credits import errors
 from tollkeeper.credits.model import Opened, Outcome, Posted, Swept
+from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.telemetry.metrics import LATENCY_BUCKETS_S
 
 OPERATION_KINDS = (
@@ -14,7 +15,7 @@ OPERATION_KINDS = (
 )  # fmt: skip
 BATCH_SIZE_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000)
 
-RESULTS: dict[type[errors.CreditsError], str] = {
+RESULTS: dict[type[TollkeeperError], str] = {
     errors.AccountNotFound: "account_not_found",
     errors.AccountTaken: "account_taken",
     errors.InsufficientCredits: "insufficient_credits",
@@ -32,6 +33,7 @@ RESULTS: dict[type[errors.CreditsError], str] = {
     errors.TransactionVanished: "transaction_vanished",
     errors.KeyExpired: "key_expired",
     errors.LedgerUnavailable: "unavailable",
+    errors.OperationFailed: "failed",
 }
 """Label of each way an operation can end without effect."""
 
@@ -101,7 +103,7 @@ class CreditsMetrics:
         self._rejected[reason].inc(count)
 
 
-def result_of(outcome: Outcome | errors.LedgerUnavailable) -> str:
+def result_of(outcome: Outcome | errors.LedgerUnavailable | errors.OperationFailed) -> str:
     """Return the `result` label of an outcome."""
     if type(outcome) is Posted:
         return "replayed" if outcome.replayed else "ok"
@@ -109,5 +111,5 @@ def result_of(outcome: Outcome | errors.LedgerUnavailable) -> str:
         return "ok" if outcome.created else "replayed"
     if type(outcome) is Swept:
         return "ok"
-    assert isinstance(outcome, errors.CreditsError)
+    assert isinstance(outcome, errors.CreditsError | errors.OperationFailed)
     return RESULTS[type(outcome)]

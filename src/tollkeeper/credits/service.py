@@ -11,6 +11,7 @@ from tollkeeper.credits.errors import (
     AccountNotFound,
     CreditsError,
     HoldNotFound,
+    OperationFailed,
     TransactionNotFound,
 )
 from tollkeeper.credits.model import (
@@ -60,9 +61,10 @@ class CreditsService:
         Raises:
             Refusal: the rules say no.
             Busy: not now.
+            OperationFailed: nobody foresaw why.
         """
         (result,) = await self._engine.execute((operation,))
-        if isinstance(result, CreditsError):
+        if isinstance(result, CreditsError | OperationFailed):
             raise result
         assert not isinstance(result, Swept), "sweeps are batches"
         if type(operation) is Reserve and isinstance(result, Posted):

@@ -291,3 +291,29 @@ async def test_faults_beyond_the_limit_are_counted_as_more(ledger: Ledger) -> No
     found = judging.finish()
 
     assert (FAULTS_LIMIT, True, 0) == (len(found.faults), found.more_faults, found.checkpoints)
+
+
+@pytest.mark.parametrize(
+    "change", ["balance = balance + 5", "balance = balance + 7, reserved = 7", "balance = 0"]
+)
+async def test_credits_that_were_false_when_they_were_signed_are_named(
+    ledger: Ledger, owner: Connection, credits_dsn: str, notes: list[str], change: str
+) -> None:
+    """The account's row is wrong while a checkpoint is made, and put back before anyone looks."""
+    await owner.execute("DELETE FROM checkpointed_accounts")
+    await owner.execute(f"UPDATE accounts SET {change}")
+    async with running_maker(credits_dsn) as maker:
+        await maker.make()
+    await owner.execute(
+        "UPDATE accounts AS a SET balance = coalesce(t.balance, 0), reserved = 0"
+        " FROM accounts AS b LEFT JOIN credit_transactions AS t"
+        " ON t.account_id = b.account_id AND t.sequence = b.version"
+        " WHERE a.account_id = b.account_id"
+    )
+    await ledger.assert_sound()
+    rows = await owner.fetch("SELECT note FROM checkpoints ORDER BY number")
+    found = await audit(ledger, [row["note"] for row in rows])
+    empty = set() if change == "balance = 0" else {("rewritten", "cleo", 0)}
+
+    assert {("checkpoint", None, 0)} == faults_of(await audit(ledger, notes))
+    assert {("rewritten", "ann", 7), ("rewritten", "bob", 2), *empty} == faults_of(found)

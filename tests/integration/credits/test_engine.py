@@ -15,7 +15,7 @@ from tests.ledger import Ledger, consume, opening, running_ledger, topup, words,
 
 from tollkeeper.credits import requests
 from tollkeeper.credits.engine import Result
-from tollkeeper.credits.errors import Draining, LedgerUnavailable, QueueFull
+from tollkeeper.credits.errors import Draining, LedgerUnavailable, OperationFailed, QueueFull
 from tollkeeper.credits.model import Loaded, Operation
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.driver import Connection
@@ -105,9 +105,9 @@ async def test_an_engine_that_is_closed_undrained_says_that_the_outcome_is_open(
     waiting = [asyncio.ensure_future(ledger.execute(consume("ann", 1))) for _ in range(5)]
     await store.arrived.wait()
     await ledger.engine.close()
-    found = await asyncio.gather(*waiting, return_exceptions=True)
+    found = await asyncio.gather(*waiting)
 
-    assert [LedgerUnavailable] * 5 == [type(each) for each in found]
+    assert [LedgerUnavailable] * 5 == [type(each) for (each,) in found]
     assert 0 == ledger.engine.waiting
 
 
@@ -155,13 +155,13 @@ async def test_what_the_database_will_not_take_fails_alone(ledger: Ledger) -> No
         ledger.execute(msgspec.structs.replace(consume("bob", 1), metadata="not JSON")),
         ledger.execute(consume("bob", 1)),
     ]
-    found = await asyncio.gather(*calls, return_exceptions=True)
+    found = [result for (result,) in await asyncio.gather(*calls)]
+    causes = [type(each.__cause__) for each in found if isinstance(each, OperationFailed)]
 
-    assert isinstance(found[2], asyncpg.CharacterNotInRepertoireError)
-    assert isinstance(found[4], asyncpg.InvalidTextRepresentationError)
-    assert ["posted"] * 4 == [
-        word for each in found if isinstance(each, list) for word in words_of(each)
-    ]
+    assert ["posted", "posted", "failed", "posted", "failed", "posted"] == words_of(found)
+    assert [
+        asyncpg.CharacterNotInRepertoireError, asyncpg.InvalidTextRepresentationError
+    ] == causes  # fmt: skip
     assert (98, 98) == (await ledger.balance("ann"), await ledger.balance("bob"))
     assert 0 == ledger.engine.waiting
     await ledger.assert_sound()
@@ -236,3 +236,25 @@ async def test_a_full_disk_is_no_fault_of_an_operation(ledger: Ledger, owner: Co
 
     assert ["unavailable", "posted"] == words_of([refused, made])
     await ledger.assert_sound()
+
+
+async def test_an_account_that_cannot_be_read_fails_alone(
+    ledger: Ledger, owner: Connection
+) -> None:
+    """Its row holds a time that no calendar has; the others of the same call are booked."""
+    await ledger.open_with(100, "ann", "bob", "cleo")
+    await owner.execute("UPDATE accounts SET created_at = '0044-03-15 BC' WHERE account_id = 'bob'")
+    results = await ledger.execute(
+        consume("ann", 1), consume("bob", 1), consume("cleo", 1), topup("bob", 1), opening("dan")
+    )
+    failed = results[1]
+    with pytest.raises(OperationFailed, match="account bob failed"):
+        await ledger.service.execute_one(consume("bob", 1))
+
+    assert ["posted", "failed", "posted", "failed", "opened"] == words_of(results)
+    assert isinstance(failed, OperationFailed)
+    assert isinstance(failed.__cause__, Exception)
+    assert 0 == ledger.engine.waiting
+    assert 2 == ledger.registry.get_sample_value(
+        "credits_operations_total", {"kind": "consume", "result": "failed"}
+    )

@@ -261,6 +261,12 @@ SELECT now() AS now, c.number, c.note
 FROM (VALUES (1)) AS always (is_there)
 LEFT JOIN LATERAL (SELECT number, note FROM checkpoints ORDER BY number DESC LIMIT 1) AS c ON true;
 
+-- unexplained_leaves --
+-- How many leaves there are of a checkpoint that is not made yet, or of later ones: rightly none.
+SELECT count(*)
+FROM checkpoint_leaves
+WHERE checkpoint >= $1;
+
 -- add_leaves --
 -- The leaves of a checkpoint: every account whose version is not the one it was last covered at. Compares
 -- all accounts in one snapshot, so it asks no clock and misses no commit, however late that became visible.
@@ -333,7 +339,8 @@ SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.publication.' || 
 -- $1 checkpoint; $2 first position; $3 limit.
 SELECT
     l.position, l.tenant_id, l.account_id, l.sequence, l.head_hash, l.balance, l.reserved,
-    a.version AS account_version, a.tenant_id AS account_tenant, t.hash AS transaction_hash
+    a.version AS account_version, a.tenant_id AS account_tenant, t.hash AS transaction_hash,
+    t.balance AS transaction_balance, t.reserved AS transaction_reserved
 FROM (
     SELECT position, shard, tenant_id, account_id, sequence, head_hash, balance, reserved
     FROM checkpoint_leaves
@@ -343,7 +350,7 @@ FROM (
 ) AS l
 LEFT JOIN accounts AS a ON a.shard = l.shard AND a.account_id = l.account_id
 LEFT JOIN LATERAL (
-    SELECT c.hash
+    SELECT c.hash, c.balance, c.reserved
     FROM credit_transactions AS c
     WHERE c.shard = l.shard AND c.account_id = l.account_id AND c.sequence = l.sequence
     ORDER BY c.created_at
