@@ -17,6 +17,7 @@ KEYS = {
     "accounts": ("shard", "account_id"),
     "holds": ("shard", "hold_id"),
     "refunds": ("shard", "transaction_id"),
+    "credit_transactions": ("shard", "account_id", "sequence", "created_at"),
 }
 EXTREMES = {
     "bigint": ("-9223372036854775808", "9223372036854775807"),
@@ -30,7 +31,6 @@ EXTREMES = {
 SOUND = {
     ("accounts", "created_at", "other"),  # nothing else says when it was opened
     ("accounts", "frozen_at", "other"),
-    ("accounts", "frozen_at", "NULL"),
 }
 
 
@@ -48,11 +48,12 @@ async def faults_by_change(
             values["NULL"] = "NULL"
         for name, value in values.items():
             changed = await forger.execute(
-                f"UPDATE {table} SET {column} = {value} WHERE account_id = 'ann'"
-                f" AND {KEYS[table][1]} = (SELECT {KEYS[table][1]} FROM {table}"
-                " WHERE account_id = 'ann' ORDER BY 1 LIMIT 1)"
+                f"UPDATE {table} SET {column} = {value} WHERE (tableoid, ctid) ="
+                f" (SELECT tableoid, ctid FROM {table} WHERE account_id = 'ann'"
+                f" AND {column}::text IS DISTINCT FROM ({value})::text LIMIT 1)"
             )
-            assert "UPDATE 1" == changed
+            if changed == "UPDATE 0":
+                continue  # it stands there already
             faults = await faults_of(ledger)
             await forger.execute(f"DELETE FROM {table}")
             await forger.execute(f"INSERT INTO {table} TABLE saved")
@@ -64,10 +65,13 @@ async def faults_by_change(
 async def test_any_cell_is_found_and_accuses_nobody_else(
     full: Ledger, forger: Connection, table: str
 ) -> None:
+    await forger.execute(
+        "CREATE TABLE credit_transactions_rest PARTITION OF credit_transactions DEFAULT"
+    )
     for column, value, named in await faults_by_change(full, forger, table):
         if (table, column, value) in SOUND:
             continue
-        is_renamed = (table, column) == ("accounts", "account_id")
+        is_renamed = column == "account_id" and table in {"accounts", "credit_transactions"}
 
         assert "ann" in named, (column, value)
         assert is_renamed or {"ann"} == named, (column, value)
