@@ -15,7 +15,7 @@ import typer
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import read_settings
-from tollkeeper.credits.audit_cli import checkpoints_app
+from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.freeze_cli import app as credits_app
 from tollkeeper.face import Face, Service, connect_to, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
@@ -300,6 +300,9 @@ def _tell(error: TollkeeperError, *, as_json: bool) -> int:
     """Print an error for whoever reads it and return the exit code."""
     from tollkeeper.client.errors import CallFailed, CallRefused
 
+    if isinstance(error, StoppedAfterFaults):
+        _tell(error.failure, as_json=as_json)
+        return FAULTS_EXIT
     is_refusal = isinstance(error, CallRefused | AdminKeyExists)
     code = EXIT_REFUSED if is_refusal else EXIT_FAILED
     if not as_json:

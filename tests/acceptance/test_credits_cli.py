@@ -1,5 +1,6 @@
 """`tollkeeper credits ...` as an operator types it: output, JSON, exit codes."""
 
+import asyncio
 import json
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from tests.acceptance.conftest import Service, clean_environment, execute, tollkeeper
+from tests.unit.client.network import answer, peer
 
 
 def test_a_life_of_an_account(service: Service) -> None:
@@ -146,6 +148,27 @@ async def test_verify_finds_an_edited_row(service: Service) -> None:
     assert found.code == as_json.code == 4
     assert "edited" in found.out
     assert as_json.json()["faults"]
+
+
+@pytest.mark.parametrize("is_wrong", [True, False])
+async def test_a_verification_that_fails_on_its_way_shows_what_it_found(is_wrong: bool) -> None:
+    sums = {"accounts": 1, "transactions": 2, "topped_up": 9, "consumed": 4, "balance": 5}
+    fault = {"account_id": "evil", "sequence": 3, "fault": "head", "detail": "x"}
+    first = {**sums, "faults": [fault] * is_wrong, "more_faults": False, "next": "7/evil"}
+    problem = {"type": "urn:x", "title": "Broken", "status": 400, "detail": "cannot go on"}
+    async with peer([answer(200, first), answer(400, problem)] * 2) as other:
+        there = {"TOLLKEEPER_URL": other.url, "TOLLKEEPER_API_KEY": "k"}
+        shown, as_json = [
+            await asyncio.to_thread(tollkeeper, "credits", "verify", *options, environment=there)
+            for options in ((), ("--json",))
+        ]
+
+    assert shown.code == as_json.code == (4 if is_wrong else 1)
+    assert "7/evil" in shown.out
+    assert "The ledger holds" not in shown.out
+    assert "cannot go on" in shown.err
+    assert ([fault] * is_wrong, "7/evil") == (as_json.json()["faults"], as_json.json()["next"])
+    assert "cannot go on" == as_json.problem()["detail"]
 
 
 def test_a_service_that_is_not_there_is_said_in_one_sentence(tmp_path: object) -> None:

@@ -33,6 +33,12 @@ async def test_every_query_prepares(package: str, request: pytest.FixtureRequest
 
 
 @pytest.mark.parametrize("package", PACKAGES)
+def test_no_query_is_sent_with_a_comment(package: str) -> None:
+    """A parameter that the driver wrote into one could end it."""
+    assert "--" not in "".join(load_queries(f"tollkeeper.{package}").values())
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_every_query_is_used(package: str) -> None:
     code = "".join(path.read_text(encoding="utf-8") for path in (SOURCES / package).glob("*.py"))
 

@@ -6,13 +6,15 @@ are judged here, on the auditor's side (`audit.py`); the service only answers qu
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, Protocol, TypeVar, cast
 
 import typer
 
 from tollkeeper.credits.cli import AsJson, Ledger, Terminal, app, terminal_of
-from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
 
 if TYPE_CHECKING:
     from tollkeeper.credits.audit import AuditedLedger, AuditFindings
@@ -32,6 +34,17 @@ LIST_DEFAULT = 50
 LIST_LIMIT = 1_000
 
 _Result = TypeVar("_Result")
+
+
+@dataclass(eq=False, kw_only=True)
+class StoppedAfterFaults(TollkeeperError):
+    """Verification ended early, and what it had seen is wrong: exits as faults do."""
+
+    failure: TollkeeperError
+
+    def message(self) -> str:
+        return str(self.failure)
+
 
 checkpoints_app = typer.Typer(
     name="checkpoints",
@@ -70,6 +83,8 @@ class VerificationView(Protocol):
     def faults(self) -> Sequence[FaultView]: ...
     @property
     def more_faults(self) -> bool: ...
+    @property
+    def next(self) -> str | None: ...
 
 
 class CheckpointView(Protocol):
@@ -163,7 +178,8 @@ def verify(
     """Check hash chains, balances, holds and refunds; exit 4 when something is wrong.
 
     With --checkpoints also against what was signed and published before: a chain that was cut, or
-    rewritten so that it holds in itself, is found.
+    rewritten so that it holds in itself, is found. A verification that fails on its way shows what
+    it has found.
     """
     terminal = terminal_of(context)
     if checkpoints is None and (public_key or partial):
@@ -173,9 +189,14 @@ def verify(
     audited: AuditFindings | None = None
     if checkpoints is not None:
         audited = _audit(terminal, checkpoints, public_key or [], is_partial=partial)
-    found = _call(terminal, lambda ledger: _verified(terminal, ledger, account_id, as_json=as_json))
+    found, failure = _call(
+        terminal, lambda ledger: _verified(terminal, ledger, account_id, as_json=as_json)
+    )
     _show(terminal, found, audited, as_json=as_json)
-    if found.faults or (audited is not None and audited.faults):
+    is_wrong = bool(found.faults or (audited is not None and audited.faults))
+    if failure is not None:
+        raise StoppedAfterFaults(failure=failure) if is_wrong else failure
+    if is_wrong:
         raise typer.Exit(FAULTS_EXIT)
 
 
@@ -266,18 +287,25 @@ def create_key(
 
 async def _verified(
     terminal: Terminal, ledger: AuditLedger, account_id: str | None, *, as_json: bool
-) -> VerificationView:
-    """Verify, and show how far it is to whoever waits."""
-    if as_json:
-        return await ledger.verify(account_id)
-    transactions = 0
+) -> tuple[VerificationView, TollkeeperError | None]:
+    """Verify, and show how far it is to whoever waits; return also why it ended early, if so."""
+    seen: VerificationView | None = None
 
     def watch(found: VerificationView) -> None:
-        nonlocal transactions
-        transactions = found.transactions
+        nonlocal seen
+        seen = found
 
-    async with terminal.progress("verifying", done=lambda: transactions):
-        return await ledger.verify(account_id, watch=watch)
+    def transactions() -> int:
+        return 0 if seen is None else seen.transactions
+
+    progress = nullcontext() if as_json else terminal.progress("verifying", done=transactions)
+    try:
+        async with progress:
+            return await ledger.verify(account_id, watch=watch), None
+    except TollkeeperError as error:
+        if seen is None:
+            raise
+        return seen, error
 
 
 def _audit(
@@ -383,8 +411,10 @@ def _joined(found: VerificationView, audited: "AuditFindings") -> dict[str, obje
 
 def _print_verification(terminal: Terminal, found: VerificationView) -> None:
     faults = f"{len(found.faults):,}{' and more' if found.more_faults else ''}"
+    is_whole = found.next is None
+    holds = "The ledger holds" if is_whole else "Not verified to the end; so far the ledger holds"
     terminal.facts(
-        "The ledger holds" if not found.faults else "The ledger is NOT what it must be",
+        "The ledger is NOT what it must be" if found.faults else holds,
         (
             ("accounts", f"{found.accounts:,}"),
             ("transactions", f"{found.transactions:,}"),
@@ -392,6 +422,7 @@ def _print_verification(terminal: Terminal, found: VerificationView) -> None:
             ("consumed", f"{found.consumed:,}"),
             ("balances", f"{found.balance:,}"),
             ("faults", faults if found.faults else "none"),
+            *(() if is_whole else (("NOT verified", f"accounts behind {found.next}"),)),
         ),
     )
     _print_faults(

@@ -27,6 +27,9 @@ FIELD_NAMES = (
 TERM_NAMES = ("reference_id", "freed", "expires_at_us", "allowance", "payment_sha256")
 """What follows when the transaction says more than its amount."""
 
+MISSING = -(2**63)
+"""What stands for a number that an account's row does not have; a text is empty then."""
+
 _RESERVING = frozenset((Kind.HOLD, Kind.EXTEND))
 _NO_HASH = bytes(HASH_BYTES)
 _VERSION_BYTE = bytes((CHAIN_VERSION,))
@@ -299,8 +302,14 @@ class AccountVerifier:
             self._report(
                 0, FaultKind.HEAD, "the account's head is not the hash of its last transaction"
             )
+        if (
+            not account.tenant_id
+            or not account.head_hash
+            or MISSING in (account.balance, account.reserved, account.version)
+        ):
+            self._report(0, FaultKind.ACCOUNT, "a value of the account is missing")
         # Infinity, and what no calendar has, comes without a time zone.
-        for moment in (account.created_at, account.next_expiry):
+        for moment in (account.created_at, account.next_expiry, account.frozen_at):
             if moment is not None and moment.tzinfo is None:
                 self._report(0, FaultKind.ACCOUNT, "a time of the account is none")
 

@@ -277,7 +277,7 @@ class VerifyBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
 
     account_id: AccountIdText | None = None
     after: Annotated[
-        Annotated[str, Meta(min_length=1, max_length=132)] | None,
+        Annotated[str, Meta(min_length=1)] | None,
         Meta(description="`next` of the slice before; null: from the start"),
     ] = None
 

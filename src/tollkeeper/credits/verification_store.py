@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Final
 
 from tollkeeper.credits.model import Account
@@ -14,11 +13,11 @@ from tollkeeper.kernel.ids import AccountId, TenantId
 Place = tuple[int, str]
 """A shard and an account id: the order in which accounts are walked."""
 
-START: Final[Place] = (-(2**15), "")
-"""Before every account."""
+START: Final[Place] = (-(2**15) - 1, "")
+"""Before every account, in whatever shard somebody put it."""
 
-END: Final[Place] = (2**15 - 1, "")
-"""Behind every account."""
+END: Final[Place] = (2**15, "")
+"""Behind every account, likewise."""
 
 _BEFORE_ALL, _BEHIND_ALL = -(2**63), 2**63 - 1  # sequences
 
@@ -47,6 +46,18 @@ class Stretch:
         return (*self.after, self.above, *self.upto)
 
 
+@dataclass(frozen=True, slots=True)
+class WrongRow:
+    """A hold, or what was refunded of a transaction, that is not what the transactions say.
+
+    `is_beyond`: these say themselves that more was taken, or given back, than could be.
+    """
+
+    account_id: AccountId
+    row_id: str
+    is_beyond: bool
+
+
 class VerificationStore:
     """Reads for verification; every method is one statement."""
 
@@ -63,7 +74,8 @@ class VerificationStore:
     ) -> tuple[Account, ...]:
         """Return up to `limit` accounts of a stretch in key order, of all tenants or of one.
 
-        A time that is none has no time zone.
+        A time that is none has no time zone; for a missing number stands `chain.MISSING`, for a
+        missing text an empty one.
         """
         rows = await connection.fetch(self._sql["accounts_of"], *stretch.bounds, tenant_id, limit)
         return tuple(account_of(row) for row in rows)
@@ -87,10 +99,13 @@ class VerificationStore:
 
     async def wrong_holds(
         self, connection: Connection, stretch: Stretch, limit: int
-    ) -> list[tuple[AccountId, str]]:
-        """Return holds that are not what the transactions say of them, with their accounts."""
+    ) -> list[WrongRow]:
+        """Return holds that are not what the transactions say of them, or took too much."""
         rows = await connection.fetch(self._sql["wrong_holds"], *stretch.bounds, limit)
-        return [(AccountId(row["account_id"]), str(row["hold_id"])) for row in rows]
+        return [
+            WrongRow(AccountId(row["account_id"]), str(row["hold_id"]), row["is_beyond"])
+            for row in rows
+        ]
 
     async def wrong_expiries(
         self, connection: Connection, stretch: Stretch, limit: int
@@ -101,12 +116,15 @@ class VerificationStore:
 
     async def wrong_refunds(
         self, connection: Connection, stretch: Stretch, limit: int
-    ) -> list[tuple[AccountId, str]]:
-        """Return transactions of which more or less was refunded than the rows say."""
+    ) -> list[WrongRow]:
+        """Return transactions of which more or less was refunded than the rows say, or too much."""
         rows = await connection.fetch(self._sql["wrong_refunds"], *stretch.bounds, limit)
-        return [(AccountId(row["account_id"]), str(row["transaction_id"])) for row in rows]
+        return [
+            WrongRow(AccountId(row["account_id"]), str(row["transaction_id"]), row["is_beyond"])
+            for row in rows
+        ]
 
-    async def partition_gaps(self, connection: Connection) -> list[tuple[datetime, datetime]]:
+    async def partition_gaps(self, connection: Connection) -> list[tuple[str, str]]:
         """Return the stretches of time of which no transaction could be there."""
         rows = await connection.fetch(self._sql["partition_gaps"])
         return [(row["gap_from"], row["gap_to"]) for row in rows]

@@ -13,7 +13,14 @@ from tollkeeper.credits.errors import AccountNotFound, VerificationRunning
 from tollkeeper.credits.model import Account, Fault, FaultKind, Verification
 from tollkeeper.credits.requests import invalid
 from tollkeeper.credits.verification import Findings, StretchVerifier
-from tollkeeper.credits.verification_store import END, START, Stretch, VerificationStore
+from tollkeeper.credits.verification_store import (
+    END,
+    START,
+    Place,
+    Stretch,
+    VerificationStore,
+    WrongRow,
+)
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
@@ -27,8 +34,7 @@ STRETCH_TRANSACTIONS = 50_000
 SLICE_TRANSACTIONS = 100_000
 """A verification pauses at the first end of a stretch behind this many transactions."""
 
-
-_CURSOR = re.compile(r"(\d{1,3})/([^\0]{1,128})", re.ASCII | re.DOTALL)
+_CURSOR = re.compile(r"(-?\d{1,5})/([^\0]*)", re.ASCII | re.DOTALL)
 
 
 class LedgerVerifier:
@@ -109,31 +115,20 @@ class LedgerVerifier:
     ) -> None:
         """Check that holds and refunds are what the transactions say of them."""
         store = self._store
-        findings.report(
-            [
-                _side_fault(account_id, FaultKind.HOLD, f"hold {hold_id}")
-                for account_id, hold_id in await store.wrong_holds(
-                    connection, stretch, findings.room
-                )
-            ]
-        )
+        holds = await store.wrong_holds(connection, stretch, findings.room)
+        findings.report([_hold_fault(wrong) for wrong in holds])
+        expiries = await store.wrong_expiries(connection, stretch, findings.room)
         findings.report(
             [
                 Fault(
                     account_id=account_id, sequence=0, fault=FaultKind.HOLD,
                     detail="a hold expires before the account expects it",
                 )
-                for account_id in await store.wrong_expiries(connection, stretch, findings.room)
+                for account_id in expiries
             ]
         )  # fmt: skip
-        findings.report(
-            [
-                _side_fault(account_id, FaultKind.REFUND, f"what was refunded of {refunded_id}")
-                for account_id, refunded_id in await store.wrong_refunds(
-                    connection, stretch, findings.room
-                )
-            ]
-        )
+        refunds = await store.wrong_refunds(connection, stretch, findings.room)
+        findings.report([_refund_fault(wrong) for wrong in refunds])
 
     async def _missing_partitions(self, connection: Connection) -> list[Fault]:
         """Say where rows that are missing may have been; no partition is no fault of its own.
@@ -159,24 +154,35 @@ def _first_of(page: Sequence[Account]) -> Sequence[Account]:
     return page
 
 
-def place_at(cursor: str) -> tuple[int, str]:
+def place_at(cursor: str) -> Place:
     """Return the place that a cursor names: no account need be there, nor its shard be right.
 
     Raises:
-        RequestInvalid: it is none that `next` had.
+        InvalidRequest: it is none that `next` had.
     """
     found = _CURSOR.fullmatch(cursor)
-    if found is None:
+    if found is None or not START[0] < int(found[1]) < END[0]:
         raise invalid("after", "is not the `next` of a verification")
     return (int(found[1]), found[2])
 
 
-def _place_of(account: Account) -> tuple[int, str]:
+def _place_of(account: Account) -> Place:
     return (account.shard, account.account_id)
 
 
-def _side_fault(account_id: AccountId, kind: FaultKind, what: str) -> Fault:
-    return Fault(
-        account_id=account_id, sequence=0, fault=kind,
-        detail=f"{what} is not what the account's transactions say",
-    )  # fmt: skip
+def _hold_fault(wrong: WrongRow) -> Fault:
+    what = (
+        f"the account's transactions take more of hold {wrong.row_id} than it allows"
+        if wrong.is_beyond
+        else f"hold {wrong.row_id} is not what the account's transactions say"
+    )
+    return Fault(account_id=wrong.account_id, sequence=0, fault=FaultKind.HOLD, detail=what)
+
+
+def _refund_fault(wrong: WrongRow) -> Fault:
+    what = (
+        f"the account's transactions give back more of {wrong.row_id} than it took"
+        if wrong.is_beyond
+        else f"what was refunded of {wrong.row_id} is not what the account's transactions say"
+    )
+    return Fault(account_id=wrong.account_id, sequence=0, fault=FaultKind.REFUND, detail=what)

@@ -1,13 +1,16 @@
 """Reads the files in a package's `sql/`: named blocks, so that no SQL stands in Python.
 
 A block begins with a line `-- name --`; comment lines below it state its purpose. The text is sent
-as it stands: nothing is ever formatted into it.
+as it stands, without its comments: nothing is ever formatted into it. (COPY takes no parameters, so
+the driver writes them into the text as literals, and of one in a comment a line break would end the
+comment, not the literal.)
 """
 
 import re
 from importlib.resources import files
 
 _HEADER = re.compile(r"^-- ([a-z][a-z0-9_]*) --$", re.MULTILINE)
+_COMMENT = re.compile(r"^[ ]*--.*\n?", re.MULTILINE)
 
 
 def load_queries(package: str) -> dict[str, str]:
@@ -24,5 +27,5 @@ def load_queries(package: str) -> dict[str, str]:
         for name, body in zip(parts[::2], parts[1::2], strict=True):
             if name in blocks:
                 raise ValueError(f"{package}: block {name!r} occurs twice")
-            blocks[name] = body.strip()
+            blocks[name] = _COMMENT.sub("", body).strip()
     return blocks

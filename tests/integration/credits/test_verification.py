@@ -5,117 +5,28 @@ owns the server: no trigger runs for them, and the schema's checks are gone.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Sequence
 
-import asyncpg
-import msgspec
 import pytest
-from tests.ledger import Ledger, consume, held_by, opening, running_ledger, topup, words, words_of
+from tests.forging import OTHER_VALUES, columns_of, faults_of, verify_all
+from tests.ledger import Ledger, held_by, opening, running_ledger, topup, words
 
 from tollkeeper.credits import requests, verifier
 from tollkeeper.credits.errors import InvalidRequest
-from tollkeeper.credits.model import Fault, Kind, Posted, Sweep, Verification
+from tollkeeper.credits.model import Fault, Kind, Posted
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
 
 ANN, BOB, CLEO = AccountId("ann"), AccountId("bob"), AccountId("cleo")
 OTHERS_SHARD = 255 - shard_of(ANN)
 
-# By type of column: another value than the one that stands there.
-OTHER_VALUES = {
-    "bigint": "coalesce({column}, 0) + 100",
-    "smallint": "({column} + 1) % 256",
-    "text": "coalesce({column}, '') || 'x'",
-    "bytea": "set_byte({column}, 7, get_byte({column}, 7) # 1)",
-    "uuid": "gen_random_uuid()",
-    "json": "json_build_array({column})",
-    "timestamp with time zone": "coalesce({column}, created_at) + interval '1 microsecond'",
-}
 KEY_COLUMNS = {"shard", "account_id", "sequence", "created_at"}  # never null
-
-
-@pytest.fixture
-async def forger(credits_dsn: str) -> AsyncIterator[Connection]:
-    """A connection that no trigger and no check stops."""
-    connection = await asyncpg.connect(credits_dsn)
-    await connection.execute("SET session_replication_role = replica")
-    for table, constraint in await connection.fetch(
-        "SELECT conrelid::regclass::text, conname FROM pg_constraint"
-        " WHERE contype = 'c' AND coninhcount = 0 AND connamespace = 'public'::regnamespace"
-    ):
-        await connection.execute(f'ALTER TABLE {table} DROP CONSTRAINT "{constraint}"')
-    yield connection
-    await connection.close()
-
-
-@pytest.fixture
-async def full(ledger: Ledger, owner: Connection) -> Ledger:
-    """A ledger in which `ann` has every kind of transaction, and `bob` and `cleo` one each."""
-    await ledger.open_with(50, "bob", "cleo")
-    await ledger.execute(opening("ann"), topup("ann", 10))
-    made = await ledger.execute(
-        topup(
-            "ann", 1_000, description="order 7", metadata={"order": 7},
-            payment={"card": "4111 1111 1111 1111"},
-        ),
-        consume("ann", 30, description="a call", metadata={"model": "m"}),
-        requests.reserve(words("ann"), amount=50, allowance=5),
-        requests.reserve(words("ann"), amount=60),
-        msgspec.structs.replace(
-            requests.reserve(words("ann"), amount=70), expires_in=timedelta(microseconds=1)
-        ),
-    )  # fmt: skip
-    spent, first, second = made[1], held_by(made[2]), held_by(made[3])
-    results = await ledger.execute(
-        requests.extend(words("ann"), hold_id=first, amount=5, expires_in_s=60),
-        requests.capture(words("ann"), hold_id=first, amount=40),
-        requests.release(words("ann"), hold_id=second),
-        requests.refund(words("ann"), transaction_id=held_by(spent), amount=10),
-        Sweep(account_id=ANN, shard=shard_of(ANN)),
-    )
-    assert ["posted"] * 4 == words_of(results)[:4]
-    await owner.execute("UPDATE accounts SET frozen_at = now() WHERE account_id = 'ann'")
-    await owner.execute(
-        "INSERT INTO freezes (frozen_at, version, shard, account_id, faults, evidence_problem)"
-        " SELECT frozen_at, version, shard, account_id, '[]', 'none' FROM accounts"
-        " WHERE account_id = 'ann'"
-    )
-    reason = replace(words("ann"), description="looked into it")
-    assert ["posted"] == words_of(await ledger.execute(requests.unfreeze(reason, actor="ops")))
-    history = await ledger.service.history(ANN, None, after=0, limit=100)
-    assert set(Kind) == {each.kind for each in history}
-    await ledger.assert_sound()
-    return ledger
-
-
-async def verify_all(ledger: Ledger) -> list[Verification]:
-    found = [await ledger.service.verify(None, None, after=None)]
-    while found[-1].next is not None:
-        found.append(await ledger.service.verify(None, None, after=found[-1].next))
-    return found
-
-
-async def faults_of(ledger: Ledger) -> list[Fault]:
-    return [fault for each in await verify_all(ledger) for fault in each.faults]
 
 
 async def rows_of_ann(forger: Connection) -> Sequence[Row]:
     return await forger.fetch(
         "SELECT sequence, kind FROM credit_transactions WHERE account_id = 'ann' ORDER BY sequence"
     )
-
-
-async def columns_of(forger: Connection, table: str) -> list[tuple[str, str]]:
-    return [
-        (row["column_name"], row["data_type"])
-        for row in await forger.fetch(
-            "SELECT column_name, data_type FROM information_schema.columns"
-            " WHERE table_name = $1 ORDER BY ordinal_position",
-            table,
-        )
-    ]
 
 
 class Restored:
@@ -263,7 +174,8 @@ FORGERIES: dict[str, tuple[Sequence[str], set[tuple[str | None, str, int]]]] = {
         ["UPDATE accounts SET tenant_id = 'umbra' WHERE account_id = 'bob'"], {("bob", "hash", 1)}
     ),
     "a head that is none": (
-        ["UPDATE accounts SET head_hash = '' WHERE account_id = 'bob'"], {("bob", "head", 0)}
+        ["UPDATE accounts SET head_hash = '' WHERE account_id = 'bob'"],
+        {("bob", "head", 0), ("bob", "account", 0)},
     ),
     "an expiry that never comes": (
         ["UPDATE accounts SET next_expiry = NULL WHERE account_id = 'ann'"], {("ann", "hold", 0)}
@@ -354,10 +266,20 @@ async def test_a_tenant_is_told_of_its_own_accounts_only(
     assert {("dora", 1)} == {(fault.account_id, fault.sequence) for fault in found.faults}
 
 
-@pytest.mark.parametrize("cursor", ["ann", "/ann", "1/", "-1/ann", "1/a\0", "٣/ann", "1000/ann"])
+@pytest.mark.parametrize(
+    "cursor",
+    ["ann", "/ann", "--1/ann", "1/a\0", "٣/ann", "32768/", "-32769/ann", "111111/ann"],
+)
 async def test_a_cursor_that_is_none_is_refused(ledger: Ledger, cursor: str) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.service.verify(None, None, after=cursor)
+
+
+async def test_a_cursor_is_data_whatever_it_says(full: Ledger) -> None:
+    for text in ("a\nSELECT 1 / 0", "'", "\\'", "$1", "a\n) TO STDOUT; SELECT 1 / 0 --"):
+        found = await full.service.verify(None, None, after=f"255/{text}")
+
+        assert () == found.faults, text
 
 
 async def test_an_empty_ledger_holds(ledger: Ledger) -> None:

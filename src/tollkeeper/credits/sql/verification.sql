@@ -3,15 +3,22 @@
 SELECT set_config('statement_timeout', '0', true);
 
 -- accounts_of --
--- The first accounts of a stretch in key order, its bounds as in `chains`; of one tenant, if $6 names it. A
--- time that no calendar has comes as infinity: whoever wrote it must not keep anybody from reading the others.
+-- The first accounts of a stretch in key order, its bounds as in `chains`; of one tenant, if $6 names it. What
+-- the client could not read comes as what no account has: whoever wrote it must not keep anybody from reading the
+-- others. A number that is missing is the smallest there is, a text empty, a time that no calendar has infinite.
 SELECT
-    account_id, tenant_id, shard, balance, reserved, version, head_hash, frozen_at,
+    account_id, shard,
+    coalesce(tenant_id, '') AS tenant_id,
+    coalesce(balance, -9223372036854775808) AS balance,
+    coalesce(reserved, -9223372036854775808) AS reserved,
+    coalesce(version, -9223372036854775808) AS version,
+    coalesce(head_hash, '') AS head_hash,
     CASE WHEN created_at BETWEEN '0001-01-02' AND '9999-12-30' THEN created_at ELSE 'infinity' END AS created_at,
-    CASE WHEN next_expiry NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE next_expiry END AS next_expiry
+    CASE WHEN next_expiry NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE next_expiry END AS next_expiry,
+    CASE WHEN frozen_at NOT BETWEEN '0001-01-02' AND '9999-12-30' THEN 'infinity' ELSE frozen_at END AS frozen_at
 FROM accounts
-WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-    AND (shard, account_id) <= ($4::smallint, $5::text)
+WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+    AND (shard, account_id) <= ($4::integer, $5::text)
     AND ($6::text IS NULL OR tenant_id = $6)
 ORDER BY shard, account_id
 LIMIT $7;
@@ -19,19 +26,22 @@ LIMIT $7;
 -- chains --
 -- Rows of chains in key order, for a binary COPY: the stored hash, the shard, then the canonical fields in
 -- the chain's order, so that what is hashed is a slice of the stream. Behind $1, $2, $3 (shard, account,
--- sequence), up to the account $4, $5. COPY counts microseconds from 2000, the chain from 1970: 262,968 hours.
+-- sequence), up to the account $4, $5; shards are integers here, so that a place can be behind every smallint.
+-- COPY counts microseconds from 2000, the chain from 1970: 262,968 hours. No sum leaves the calendar, whatever
+-- stands in the row.
 SELECT
     hash, shard, transaction_id, amount, balance, reserved, sequence,
-    created_at + interval '262968 hours' AS created_us, fingerprint, account_id, kind, description,
+    CASE WHEN created_at < '200000-01-01 00:00:00+00' THEN created_at + interval '262968 hours' ELSE created_at END
+        AS created_us,
+    fingerprint, account_id, kind, description,
     sha256(convert_to(metadata::text, 'UTF8')) AS metadata_sha256,
     reference_id, freed,
-    -- No sum leaves the calendar, whatever stands in the row.
     CASE WHEN expires_at < '200000-01-01 00:00:00+00' THEN expires_at + interval '262968 hours' ELSE expires_at END
         AS expires_us,
     allowance, sha256(convert_to(payment::text, 'UTF8')) AS payment_sha256
 FROM credit_transactions
-WHERE (shard, account_id, sequence) > ($1::smallint, $2::text, $3::bigint)
-    AND (shard, account_id) <= ($4::smallint, $5::text)
+WHERE (shard, account_id, sequence) > ($1::integer, $2::text, $3::bigint)
+    AND (shard, account_id) <= ($4::integer, $5::text)
 ORDER BY shard, account_id, sequence, created_at;
 
 -- has_side_rows --
@@ -40,57 +50,69 @@ SELECT
     EXISTS (
         SELECT
         FROM holds
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
+        WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::integer, $5::text)
     )
     OR EXISTS (
         SELECT
         FROM refunds
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
+        WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::integer, $5::text)
     );
 
 -- wrong_holds --
--- What the holds of a stretch say of themselves and what its transactions say of them, where these differ;
--- one row for each hold that is wrong, missing or surplus.
-SELECT coalesce(h.account_id, said.account_id) AS account_id, coalesce(h.hold_id, said.hold_id) AS hold_id
+-- What the holds of a stretch say of themselves and what its transactions say of them, where these differ, or
+-- where the transactions themselves took more than the hold allows (`is_beyond`); one row for each hold that is
+-- wrong, missing or surplus. Sums are numeric: no value makes them fail.
+SELECT
+    coalesce(said.account_id, h.account_id) AS account_id,
+    coalesce(h.hold_id, said.hold_id) AS hold_id,
+    (said.gone <= said.amount AND said.overrun <= said.allowance) IS FALSE AS is_beyond
 FROM (
     SELECT
-        shard, account_id, hold_id, amount, captured + released AS gone, captured + overrun AS taken, allowance,
-        expires_at, state
+        shard, account_id, hold_id, amount, captured, released, allowance, overrun, created_at, expires_at, state
     FROM holds
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
+    WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::integer, $5::text)
 ) AS h
 FULL JOIN (
     SELECT
+        shard,
         account_id,
         coalesce(reference_id, transaction_id) AS hold_id,
-        sum(amount) FILTER (WHERE kind IN ('hold', 'extend'))::bigint AS amount,
-        coalesce(sum(freed), 0)::bigint AS gone,
-        coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)::bigint AS taken,
+        sum(amount) FILTER (WHERE kind IN ('hold', 'extend')) AS amount,
+        coalesce(sum(freed), 0) AS gone,
+        -- What a capture takes above what it frees came out of the allowance.
+        coalesce(sum(least(amount, freed)) FILTER (WHERE kind = 'capture'), 0) AS captured,
+        coalesce(sum(amount) FILTER (WHERE kind = 'capture'), 0)
+        - coalesce(sum(least(amount, freed)) FILTER (WHERE kind = 'capture'), 0) AS overrun,
         max(allowance) AS allowance,
+        max(created_at) FILTER (WHERE kind = 'hold') AS created_at,
         max(expires_at) FILTER (WHERE kind = 'hold') AS expires_at,
         max(sequence) FILTER (WHERE kind = 'extend') AS extended,
         bool_or(kind = 'expire') AS is_expired
     FROM credit_transactions
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
+    WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::integer, $5::text)
         AND kind IN ('hold', 'capture', 'release', 'extend', 'expire')
-    GROUP BY 1, 2
-) AS said ON said.hold_id = h.hold_id
-WHERE (h.account_id, h.amount, h.gone, h.taken, h.allowance, h.expires_at, h.state) IS DISTINCT FROM (
-    said.account_id, said.amount, said.gone, said.taken, said.allowance,
-    CASE
-        WHEN said.extended IS NULL THEN said.expires_at
-        ELSE (
-            SELECT max(e.expires_at)
-            FROM credit_transactions AS e
-            WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
-        )
-    END,
-    CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
-)
+    GROUP BY 1, 2, 3
+) AS said ON said.hold_id = h.hold_id AND said.shard = h.shard
+WHERE (said.gone <= said.amount AND said.overrun <= said.allowance) IS NOT TRUE
+    OR (
+        h.account_id, h.amount, h.captured, h.released, h.allowance, h.overrun, h.created_at, h.expires_at, h.state
+    ) IS DISTINCT FROM (
+        said.account_id, said.amount, said.captured, said.gone - said.captured, said.allowance, said.overrun,
+        said.created_at,
+        CASE
+            WHEN said.extended IS NULL THEN said.expires_at
+            ELSE (
+                SELECT max(e.expires_at)
+                FROM credit_transactions AS e
+                WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
+            )
+        END,
+        CASE WHEN said.is_expired THEN 'expired' WHEN said.gone = said.amount THEN 'settled' ELSE 'open' END
+    )
 ORDER BY 1, 2
 LIMIT $6;
 
@@ -101,8 +123,8 @@ FROM (
     SELECT shard, account_id, min(expires_at) AS expires_at
     FROM holds
     WHERE state = 'open'
-        AND (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
+        AND (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::integer, $5::text)
     GROUP BY 1, 2
 ) AS h
 JOIN accounts AS a ON a.shard = h.shard AND a.account_id = h.account_id
@@ -111,37 +133,41 @@ ORDER BY 1
 LIMIT $6;
 
 -- wrong_refunds --
--- As `wrong_holds` for refunds: the refunded transactions whose sums differ from the refunds' own.
+-- As `wrong_holds` for refunds: the refunded transactions whose sums differ from the refunds' own, or of which
+-- more was given back than they took (`is_beyond`): nothing but consumptions and captures takes.
 SELECT
-    coalesce(r.account_id, said.account_id) AS account_id,
-    coalesce(r.transaction_id, said.reference_id) AS transaction_id
+    coalesce(said.account_id, r.account_id) AS account_id,
+    coalesce(r.transaction_id, said.reference_id) AS transaction_id,
+    (said.refunded <= coalesce(said.taken, 0)) IS FALSE AS is_beyond
 FROM (
-    SELECT account_id, transaction_id, taken, refunded
+    SELECT shard, account_id, transaction_id, taken, refunded
     FROM refunds
-    WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-        AND (shard, account_id) <= ($4::smallint, $5::text)
+    WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+        AND (shard, account_id) <= ($4::integer, $5::text)
 ) AS r
 FULL JOIN (
-    SELECT given.account_id, given.reference_id, max(taken.amount) AS taken, given.refunded
+    SELECT given.shard, given.account_id, given.reference_id, max(taken.amount) AS taken, given.refunded
     FROM (
-        SELECT shard, account_id, reference_id, sum(amount)::bigint AS refunded
+        SELECT shard, account_id, reference_id, sum(amount) AS refunded
         FROM credit_transactions
-        WHERE (shard, account_id, 0::bigint) > ($1::smallint, $2::text, $3::bigint)
-            AND (shard, account_id) <= ($4::smallint, $5::text)
+        WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
+            AND (shard, account_id) <= ($4::integer, $5::text)
             AND kind = 'refund'
         GROUP BY 1, 2, 3
     ) AS given
     LEFT JOIN credit_transactions AS taken
         ON taken.transaction_id = given.reference_id AND taken.shard = given.shard
-        AND taken.account_id = given.account_id
-    GROUP BY given.account_id, given.reference_id, given.refunded
-) AS said ON said.reference_id = r.transaction_id
-WHERE (r.account_id, r.taken, r.refunded) IS DISTINCT FROM (said.account_id, said.taken, said.refunded)
+        AND taken.account_id = given.account_id AND taken.kind IN ('consume', 'capture')
+    GROUP BY given.shard, given.account_id, given.reference_id, given.refunded
+) AS said ON said.reference_id = r.transaction_id AND said.shard = r.shard
+WHERE (said.refunded <= said.taken) IS NOT TRUE
+    OR (r.account_id, r.taken, r.refunded) IS DISTINCT FROM (said.account_id, said.taken, said.refunded)
 ORDER BY 1, 2
 LIMIT $6;
 
 -- partition_gaps --
--- Stretches of time without a partition for transactions, from the first account to now.
+-- Stretches of time without a partition for transactions, from the first account to now; as text in UTC, which
+-- there is for whatever time an account has.
 WITH partitions AS (
     SELECT
         (regexp_match(bounds.text, $$FROM \('([^']+)'\)$$))[1]::timestamptz AS from_time,
@@ -166,7 +192,7 @@ gaps AS (
     FROM edges AS e
     CROSS JOIN life AS l
 )
-SELECT gap_from, gap_to
+SELECT (gap_from AT TIME ZONE 'UTC')::text AS gap_from, (gap_to AT TIME ZONE 'UTC')::text AS gap_to
 FROM gaps
 WHERE gap_from < gap_to
-ORDER BY gap_from;
+ORDER BY gaps.gap_from;
