@@ -296,7 +296,7 @@ async def test_faults_beyond_the_limit_are_counted_as_more(ledger: Ledger) -> No
 @pytest.mark.parametrize(
     "change", ["balance = balance + 5", "balance = balance + 7, reserved = 7", "balance = 0"]
 )
-async def test_credits_that_were_false_when_they_were_signed_are_named(
+async def test_credits_that_were_false_when_they_were_signed_are_named(  # noqa: PLR0917  # fixtures
     ledger: Ledger, owner: Connection, credits_dsn: str, notes: list[str], change: str
 ) -> None:
     """The account's row is wrong while a checkpoint is made, and put back before anyone looks."""
