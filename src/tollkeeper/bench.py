@@ -180,5 +180,5 @@ class BatchTally:
         return (
             ("operations", f"{self.accepted:,} in {self.elapsed_s:,.1f} s: {rate}"),
             ("batch latency", quantiles_text(self.latencies.quantiles())),
-            ("failed", counts_text(self.failed, good="none", mark="bad:")),
+            ("failed", counts_text(self.failed, good="none", mark="\0bad:")),
         )

@@ -52,8 +52,8 @@ def tally_facts(tally: Tally) -> Facts:
         ("latency", quantiles_text(tally.latencies.quantiles())),
         ("charged", f"{tally.charged:,} for {tally.charged_units:,} units"),
         ("replayed", _replayed_text(tally)),
-        ("refused", counts_text(tally.refused, good="none", mark="warn:")),
-        ("failed", counts_text(tally.failed, good="none", mark="bad:")),
+        ("refused", counts_text(tally.refused, good="none", mark="\0warn:")),
+        ("failed", counts_text(tally.failed, good="none", mark="\0bad:")),
     )
 
 
@@ -61,15 +61,15 @@ def audit_facts(audit: Audit) -> Facts:
     """Say whether every unit is accounted for and whether the chain holds."""
     sums = f"balances {audit.balances:,} + consumed {audit.consumed:,}"
     if audit.is_conserved:
-        conservation = f"ok:{sums} = topped up"
+        conservation = f"\0ok:{sums} = topped up"
     else:
-        conservation = f"bad:{sums} is not what was topped up"
+        conservation = f"\0bad:{sums} is not what was topped up"
     chain = f"{audit.transactions:,} transactions of {audit.accounts:,} accounts verified"
-    faults = f"bad:{chain}: {len(audit.faults):,} faults, see `tollkeeper credits verify`"
+    faults = f"\0bad:{chain}: {len(audit.faults):,} faults, see `tollkeeper credits verify`"
     return (
         ("topped up", f"{audit.topped_up:,} units"),
         ("conservation", conservation),
-        ("chain", faults if audit.faults else f"ok:{chain}"),
+        ("chain", faults if audit.faults else f"\0ok:{chain}"),
     )
 
 

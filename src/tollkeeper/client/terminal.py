@@ -30,6 +30,10 @@ REFRESH_S = 0.2
 """Time between two looks of the progress bar; each costs the load generator about a millisecond."""
 
 
+MARK = "\0"
+"""Before what colours a value: no text of a ledger has it, so that none colours itself."""
+
+
 class Screen:
     """Where output goes; `as_json` means that a program reads standard output."""
 
@@ -59,12 +63,12 @@ class Screen:
             self._err.print(f"[yellow]{_escaped(text)}[/yellow]", soft_wrap=True)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
-        """Print named facts below each other; `ok:` and `bad:` before a value colour it."""
+        """Print named facts below each other; `MARK` and `ok:`, `bad:` or `warn:` colour a value."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
         for name, value in facts:
-            grid.add_row(f"  {_escaped(name)}", _coloured(visible(value)))
+            grid.add_row(f"  {_escaped(name)}", _coloured(value))
         self._out.print(f"\n[bold]{_escaped(title)}[/bold]")
         self._out.print(grid)
 
@@ -189,6 +193,6 @@ def _escaped(text: str) -> str:
 
 def _coloured(value: str) -> Text:
     for mark, style in (("ok:", "green"), ("bad:", "bold red"), ("warn:", "yellow")):
-        if value.startswith(mark):
-            return Text(value.removeprefix(mark), style=style)
-    return Text(value)
+        if value.startswith(f"{MARK}{mark}"):
+            return Text(visible(value.removeprefix(f"{MARK}{mark}")), style=style)
+    return Text(visible(value))

@@ -364,7 +364,7 @@ def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -
         terminal.json(account)
         return
     frozen_at = account.frozen_at
-    frozen = () if frozen_at is None else (("frozen since", f"bad:{moment_text(frozen_at)}"),)
+    frozen = () if frozen_at is None else (("frozen since", f"\0bad:{moment_text(frozen_at)}"),)
     terminal.facts(
         f"Account {account.account_id}",
         (
