@@ -63,7 +63,7 @@ class Screen:
             self._err.print(f"[yellow]{_escaped(text)}[/yellow]", soft_wrap=True)
 
     def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
-        """Print named facts below each other; `MARK` and `ok:`, `bad:` or `warn:` colour a value."""
+        """Print named facts below each other; `MARK` and `ok:`, `bad:`, `warn:` colour a value."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
