@@ -127,7 +127,11 @@ def worker(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="One round, then end.")] = False,
 ) -> None:
-    """Run the periodic jobs: partitions, expired keys and holds, signed checkpoints."""
+    """Run the periodic jobs, until Ctrl-C or SIGTERM.
+
+    Partitions, expired keys and holds, signed checkpoints; and reconciliation, which freezes
+    accounts that are not what their transactions say.
+    """
     from tollkeeper.worker import run_worker
 
     run_worker(_face(context).settings(), once=once)

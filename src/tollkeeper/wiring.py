@@ -23,6 +23,7 @@ from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
 from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.evidence import EvidenceFolder
+from tollkeeper.credits.freezer import Freezer
 from tollkeeper.credits.keyfile import read_signing_key
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.publication import HttpTarget
@@ -107,16 +108,20 @@ async def ledger_reconciler(
     connect = connector(dsn_of(settings, "credits"), settings=RECONCILER_SETTINGS)
     pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
     folder = settings.evidence or settings.data / "evidence"
+    store, metrics = ReconciliationStore(), ReconciliationMetrics(registry)
+    evidence = EvidenceFolder(folder.expanduser(), software=f"tollkeeper {__version__}")
+    freezer = Freezer(
+        store, clock=clock, metrics=metrics, evidence=evidence, limit=settings.freeze_limit
+    )
     try:
         yield Reconciler(
             pool,
-            ReconciliationStore(),
+            store,
             service,
             clock=clock,
-            metrics=ReconciliationMetrics(registry),
-            evidence=EvidenceFolder(folder.expanduser(), software=f"tollkeeper {__version__}"),
+            metrics=metrics,
+            freezer=freezer,
             share=settings.reconcile_share,
-            freeze_limit=settings.freeze_limit,
         )
     finally:
         await pool.close()

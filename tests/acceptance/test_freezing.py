@@ -178,6 +178,7 @@ def what_an_operator_sees(watched: Watched) -> None:
     document = json.loads((watched.evidence / item["evidence"]).read_text())
 
     assert "ann" in table.out
+    assert item["evidence"] in table.out
     assert "frozen since" in service.run("credits", "balance", "ann").out
     assert ("warning", "ann", "acme") == (told["level"], told["account"], told["tenant"])
     assert item["evidence"] == told["evidence"]
@@ -195,14 +196,22 @@ def what_an_operator_does(watched: Watched) -> None:
         environment={"TOLLKEEPER_API_KEY": bound},
     )  # fmt: skip
     lifted = service.run("credits", "unfreeze", "ann", "--reason", "ticket 7", "--json")
+    empty = service.run("credits", "unfreeze", "ann", "--reason", " ")
     twice = service.run("credits", "unfreeze", "ann", "--reason", "ticket 7")
     spent = service.run("credits", "consume", "ann", "1", "--json")
 
     assert "urn:tollkeeper:problem:operator-needed" == not_theirs.problem()["type"]
     assert 0 == lifted.code
-    assert {"kind": "unfreeze", "amount": 0, "sequence": 3}.items() <= (
-        lifted.json()["transaction"].items()  # type: ignore[attr-defined]  # JSON
+    transaction = lifted.json()["transaction"]
+
+    assert isinstance(transaction, dict)
+    assert {"kind": "unfreeze", "amount": 0, "sequence": 3, "description": "ticket 7"}.items() <= (
+        transaction.items()
     )
+    # It is lifted, and says what still does not hold.
+    assert ("hash", 1) in {(each["fault"], each["sequence"]) for each in transaction["faults"]}
+    assert 2 == empty.code
+    assert "say why" in empty.err
     assert 3 == twice.code
     assert "is not frozen" in twice.err
     assert (0, 100) == (spent.code, spent.json()["transaction"]["balance"])  # type: ignore[index]  # JSON

@@ -14,6 +14,7 @@ import msgspec
 from tollkeeper.client.audit import AuditCaller
 from tollkeeper.client.caller import JSON as _JSON
 from tollkeeper.client.caller import check_header
+from tollkeeper.client.connection import Response
 from tollkeeper.client.errors import AnswerMalformed, CallMalformed
 from tollkeeper.client.messages import (
     Account,
@@ -22,6 +23,8 @@ from tollkeeper.client.messages import (
     FrozenPage,
     Hold,
     HoldsPage,
+    Lifted,
+    LiftedReceipt,
     Operation,
     Page,
     Receipt,
@@ -191,14 +194,18 @@ class CreditsClient(AuditCaller):
                 return
             after = f"&after={page.next}"
 
-    async def unfreeze(self, account_id: str, reason: str, *, key: str | None = None) -> Receipt:
+    async def unfreeze(
+        self, account_id: str, reason: str, *, key: str | None = None
+    ) -> LiftedReceipt:
         """Lift the freeze of an account, which then stands where its chain ends.
 
         Raises:
             CallRefused: it is not frozen, or it cannot stand there.
         """
-        return await self._write(
-            f"{_account_path(account_id)}/unfreeze", _encoded({"reason": reason}), key
+        path = f"{_account_path(account_id)}/unfreeze"
+        response = await self._send(path, _encoded({"reason": reason}), key)
+        return LiftedReceipt(
+            transaction=self._decode(response, Lifted), replayed=_is_replayed(response)
         )
 
     async def frozen(self, *, after: str | None = None, limit: int = PAGE_LIMIT) -> FrozenPage:
@@ -274,13 +281,21 @@ class CreditsClient(AuditCaller):
         return self._decode(response, Verification)
 
     async def _write(self, path: str, body: bytes, key: str | None) -> Receipt:
+        response = await self._send(path, body, key)
+        return Receipt(
+            transaction=self._decode(response, Transaction), replayed=_is_replayed(response)
+        )
+
+    async def _send(self, path: str, body: bytes, key: str | None) -> Response:
         if key is None:  # an empty one is somebody's mistake: the service says so
             key = self.mint_key()
         check_header("key", key)
         headers = (*_JSON, ("Idempotency-Key", key))
-        response = await self._call("POST", path, headers, body)
-        replayed = response.header("idempotent-replayed") == "true"
-        return Receipt(transaction=self._decode(response, Transaction), replayed=replayed)
+        return await self._call("POST", path, headers, body)
+
+
+def _is_replayed(response: Response) -> bool:
+    return response.header("idempotent-replayed") == "true"
 
 
 def _joined(first: Verification, second: Verification) -> Verification:

@@ -76,6 +76,22 @@ class Receipt(msgspec.Struct, frozen=True):
     replayed: bool
 
 
+class Lifted(Transaction, frozen=True, kw_only=True):
+    """The transaction that lifted a freeze, and the first of what still does not hold.
+
+    Without faults, nobody looked: a verification was running.
+    """
+
+    faults: tuple["Fault", ...] | None = None
+
+
+class LiftedReceipt(msgspec.Struct, frozen=True):
+    """A lifting's answer, as `Receipt`."""
+
+    transaction: Lifted
+    replayed: bool
+
+
 class Page(msgspec.Struct, frozen=True):
     """A page of the history, oldest first; `next` is the cursor of the page after it."""
 
@@ -142,10 +158,13 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 class FrozenAccount(msgspec.Struct, frozen=True):
-    """An account that takes no money operation, and what was found wrong with it."""
+    """An account that takes no money operation, and what was found wrong with it.
+
+    Without a tenant its row is gone.
+    """
 
     account_id: str
-    tenant_id: str
+    tenant_id: str | None
     frozen_at: datetime
     version: int
     faults: tuple[Fault, ...]

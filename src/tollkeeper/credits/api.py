@@ -315,8 +315,12 @@ def page_limit(query: Mapping[str, str]) -> int:
 
 def posted_answer(posted: Posted) -> JsonAnswer:
     """Return what a money write answers, the first time and again."""
-    headers = _REPLAYED if posted.replayed else ()
-    return answer(answer_view(posted.transaction), 201, headers)
+    return answer(answer_view(posted.transaction), 201, replayed_headers(posted))
+
+
+def replayed_headers(posted: Posted) -> tuple[tuple[bytes, bytes], ...]:
+    """Return what tells that an answer was given before."""
+    return _REPLAYED if posted.replayed else ()
 
 
 def whole_number(field: str, text: str, least: int, most: int) -> int:

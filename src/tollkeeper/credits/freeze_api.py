@@ -8,9 +8,21 @@ from litestar import get, post
 from litestar.handlers import HTTPRouteHandler
 
 from tollkeeper.credits import errors, requests
-from tollkeeper.credits.api import AnyRequest, answer, page_limit, posted_answer, whole_number
-from tollkeeper.credits.messages import FrozenPage, TransactionView, UnfreezeBody, frozen_view
-from tollkeeper.credits.model import Posted
+from tollkeeper.credits.api import (
+    AnyRequest,
+    answer,
+    page_limit,
+    replayed_headers,
+    whole_number,
+)
+from tollkeeper.credits.freeze_messages import (
+    FrozenPage,
+    UnfreezeBody,
+    UnfreezeView,
+    frozen_view,
+    unfreeze_view,
+)
+from tollkeeper.credits.model import Fault, Posted
 from tollkeeper.credits.requests import WriteWords
 from tollkeeper.credits.route_facts import (
     ACCOUNT_ID,
@@ -22,7 +34,7 @@ from tollkeeper.credits.route_facts import (
 )
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
-from tollkeeper.kernel.ids import EntropySource
+from tollkeeper.kernel.ids import AccountId, EntropySource
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
@@ -31,6 +43,9 @@ from tollkeeper.web.idempotency import idempotency_key
 from tollkeeper.web.openapi import Answer, Body, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
 from tollkeeper.web.query import query_of, refuse_query
+
+FAULTS_SHOWN = 100
+"""Faults of an account that the answer to its lifting names."""
 
 
 class FreezesApi:
@@ -56,8 +71,9 @@ class FreezesApi:
     async def unfreeze(self, request: AnyRequest) -> JsonAnswer:
         """Lift the freeze of an account; the reason stands in its chain for ever.
 
-        The account then stands where its chain ends, whatever its own row said. `verify` goes on
-        naming what was found before; the reconciler accepts it, and freezes again for what is new.
+        The account then stands where its chain ends, whatever its own row said. The answer
+        names what still does not hold, as `verify` does. The reconciler accepts what the account
+        was frozen for, as it stood then, and freezes again for anything else.
         A key that is bound to a tenant cannot do this.
         """
         principal = authorize(request.scope, Scope.ADMIN)
@@ -74,7 +90,14 @@ class FreezesApi:
             requests.unfreeze(words, actor=str(principal.key_id))
         )
         assert isinstance(posted, Posted)
-        return posted_answer(posted)
+        view = unfreeze_view(posted.transaction, await self._still_wrong(account_id))
+        return answer(view, 201, replayed_headers(posted))
+
+    async def _still_wrong(self, account_id: AccountId) -> tuple[Fault, ...] | None:
+        try:
+            return (await self._service.verify(account_id, None, after=None)).faults[:FAULTS_SHOWN]
+        except errors.VerificationRunning:
+            return None
 
     async def list_frozen(self, request: AnyRequest) -> JsonAnswer:
         """Read a page of the accounts that are frozen, the longest frozen first."""
@@ -94,7 +117,7 @@ _UNFREEZE = RouteFacts(
     scope=Scope.ADMIN,
     parameters=(ACCOUNT_ID, key_header("unfreeze-1")),
     body=Body(struct=UnfreezeBody, example={"reason": "row restored from backup, ticket 17"}),
-    answers={201: transaction_answer(TransactionView)},
+    answers={201: transaction_answer(UnfreezeView)},
     problems=(
         *KEY_PROBLEMS, errors.OperatorNeeded, errors.AccountNotFound, errors.NotFrozen,
         errors.UnfreezeUnsafe,

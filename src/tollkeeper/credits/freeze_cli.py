@@ -18,6 +18,7 @@ from tollkeeper.credits.cli import (
     Ledger,
     ReceiptView,
     Terminal,
+    TransactionView,
     moment_text,
     print_receipt,
     terminal_of,
@@ -25,8 +26,6 @@ from tollkeeper.credits.cli import (
 from tollkeeper.credits.hold_cli import app
 
 __all__ = ["app"]
-
-_COLUMNS = ("account", "tenant", "frozen since (UTC)", "found", "evidence")
 
 
 class FaultView(Protocol):
@@ -44,7 +43,7 @@ class FrozenView(Protocol):
     @property
     def account_id(self) -> str: ...
     @property
-    def tenant_id(self) -> str: ...
+    def tenant_id(self) -> str | None: ...
     @property
     def frozen_at(self) -> datetime: ...
     @property
@@ -64,12 +63,26 @@ class FrozenPageView(Protocol):
     def next(self) -> str | None: ...
 
 
+class LiftedView(TransactionView, Protocol):
+    """What is printed of a lifting."""
+
+    @property
+    def faults(self) -> Sequence[FaultView] | None: ...
+
+
+class LiftedReceiptView(ReceiptView, Protocol):
+    """What is printed of a lifting's answer."""
+
+    @property
+    def transaction(self) -> LiftedView: ...
+
+
 class FreezeLedger(Ledger, Protocol):
     """The calls these commands make."""
 
     async def unfreeze(
         self, account_id: str, reason: str, *, key: str | None = None
-    ) -> ReceiptView:
+    ) -> LiftedReceiptView:
         """Lift a freeze."""
         ...
 
@@ -87,9 +100,22 @@ def unfreeze(
     as_json: AsJson = False,
 ) -> None:
     """Lift the freeze of an account: it goes on from where its chain ends."""
+    if not reason.strip():
+        raise typer.BadParameter("say why the freeze is lifted", param_hint="--reason")
     terminal = terminal_of(context)
     receipt = terminal.call(lambda ledger: _freezing(ledger).unfreeze(account_id, reason, key=key))
     print_receipt(terminal, receipt, as_json=as_json)
+    faults = receipt.transaction.faults
+    if as_json or faults == ():
+        return
+    found = _found(faults) if faults else "not looked at: a verification is running"
+    terminal.facts(
+        "Lifted, and not whole",
+        (
+            ("still wrong" if faults else "still wrong?", f"warn:{found}"),
+            ("see", f"tollkeeper credits verify {account_id}"),
+        ),
+    )
 
 
 @app.command()
@@ -112,7 +138,7 @@ def frozen(
         page = terminal.call(lambda ledger: _freezing(ledger).frozen(after=after, limit=size))
         terminal.json(page)
         return
-    show = terminal.json_lines if as_json else _table(terminal)
+    show = terminal.json_lines if as_json else _shown(terminal)
 
     async def read(ledger: Ledger) -> str | None:
         page = await _freezing(ledger).frozen(after=after, limit=size)
@@ -127,36 +153,32 @@ def frozen(
         terminal.facts("There is more", (("next page", f"--after {cursor}"),))
 
 
-def _table(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
-    """Return what prints frozen accounts below those before."""
-    listing = terminal.listing("Frozen accounts", _COLUMNS)
+def _shown(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
+    """Return what prints frozen accounts: below each other, since names of evidence are long."""
 
     def show(items: Sequence[FrozenView]) -> None:
         if not items:
             terminal.facts("No account is frozen", ())
-            return
-        listing.add(
-            [
+        for item in items:
+            terminal.facts(
+                item.account_id,
                 (
-                    item.account_id,
-                    item.tenant_id,
-                    moment_text(item.frozen_at),
-                    _found(item),
-                    item.evidence or f"none: {item.evidence_problem}",
-                )
-                for item in items
-            ]
-        )
+                    ("tenant", item.tenant_id or "bad:unknown: the account's row is gone"),
+                    ("frozen since (UTC)", moment_text(item.frozen_at)),
+                    ("found", _found(item.faults)),
+                    ("evidence", item.evidence or f"none: {item.evidence_problem}"),
+                ),
+            )
 
     return show
 
 
-def _found(item: FrozenView) -> str:
-    if not item.faults:
+def _found(faults: Sequence[FaultView]) -> str:
+    if not faults:
         return "-"
-    first = item.faults[0]
+    first = faults[0]
     place = f"transaction {first.sequence:,}" if first.sequence else "the account"
-    more = f" and {len(item.faults) - 1:,} more" if len(item.faults) > 1 else ""
+    more = f" and {len(faults) - 1:,} more" if len(faults) > 1 else ""
     return f"{first.fault} of {place}{more}"
 
 

@@ -18,7 +18,6 @@ from tollkeeper.credits.model import (
     HOLD_MAX_S,
     Account,
     Fault,
-    Freeze,
     Hold,
     HoldState,
     Kind,
@@ -174,18 +173,6 @@ class RefundBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True)
     amount: Amount | None = None
     description: Description = None
     metadata: Metadata = None
-
-
-class UnfreezeBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """Why the freeze is lifted."""
-
-    reason: Annotated[
-        str,
-        Meta(
-            description=f"1 to {requests.DESCRIPTION_LIMIT} characters, kept for ever in the "
-            "account's chain; card numbers in it are masked"
-        ),
-    ]
 
 
 class OpenItem(
@@ -372,26 +359,6 @@ class BatchAnswer(msgspec.Struct):
     results: list[BatchResult]
 
 
-class FrozenAccountView(msgspec.Struct):
-    """A frozen account: what was found, and where it is written down."""
-
-    account_id: str
-    tenant_id: str
-    frozen_at: Moment
-    version: Annotated[int, Meta(description="`version` of the account when it was frozen")]
-    faults: Annotated[tuple[Fault, ...], Meta(description="the first of them")]
-    evidence: Annotated[str | None, Meta(description="file in the worker's evidence directory")]
-    evidence_sha256: Annotated[str | None, Meta(description="SHA-256 of that file")]
-    evidence_problem: Annotated[str | None, Meta(description="why there is no such file")]
-
-
-class FrozenPage(msgspec.Struct):
-    """Frozen accounts, the longest frozen first; `next` is null on the last page."""
-
-    items: list[FrozenAccountView]
-    next: Annotated[str | None, Meta(description="send it as `after` for the next page")]
-
-
 class VerificationView(msgspec.Struct):
     """What was checked and found; no faults means that the ledger holds together."""
 
@@ -459,17 +426,6 @@ def hold_view(hold: Hold, now: datetime) -> HoldView:
         captured=hold.captured, released=hold.released + (hold.remaining if is_over else 0),
         remaining=0 if is_over else hold.remaining, allowance=hold.allowance,
         overrun=hold.overrun, expires_at=iso(hold.expires_at), created_at=iso(hold.created_at),
-    )  # fmt: skip
-
-
-def frozen_view(freeze: Freeze) -> FrozenAccountView:
-    """Return a frozen account as the API shows it."""
-    digest = freeze.evidence_sha256
-    return FrozenAccountView(
-        account_id=freeze.account_id, tenant_id=freeze.tenant_id, frozen_at=iso(freeze.frozen_at),
-        version=freeze.version, faults=freeze.faults, evidence=freeze.evidence,
-        evidence_sha256=None if digest is None else digest.hex(),
-        evidence_problem=freeze.evidence_problem,
     )  # fmt: skip
 
 

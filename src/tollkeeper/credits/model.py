@@ -366,11 +366,14 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True):
-    """An account that is frozen, and why; `evidence` is a file, or there is a problem with it."""
+    """An account that is frozen, and why; `evidence` is a file, or there is a problem with it.
+
+    Without a tenant the account is gone.
+    """
 
     number: int
     account_id: AccountId
-    tenant_id: TenantId
+    tenant_id: TenantId | None
     frozen_at: datetime
     version: int
     faults: tuple[Fault, ...]

@@ -5,32 +5,28 @@ what it was when they were last reconciled, and reads only the transactions behi
 *thorough* verifies all chains from their beginning, a slice at a time, and goes on after a restart
 where it was.
 
-Invariants: nothing is frozen but an account that two snapshots have proven wrong; each alone; at
-most `freeze_limit` of them at a time; a freeze does not depend on its evidence being written. What
-was accepted by lifting a freeze is not held against the account again.
+Invariants: nothing is frozen (`freezer.py`) but an account that two snapshots have proven wrong,
+the second one from its first row; what the reconciler itself wrote down proves nothing alone. An
+account or slice that cannot be looked at is counted and told, and stops no other.
 """
 
-import asyncio
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-import msgspec
 import structlog
 
-from tollkeeper.credits.evidence import EvidenceFolder
+from tollkeeper.credits.errors import AccountNotFound, InvalidRequest, VerificationRunning
+from tollkeeper.credits.freezer import NAMES_TOLD, Freezer, Proven
 from tollkeeper.credits.model import Account, Fault, FaultKind, Point
 from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
-from tollkeeper.credits.reconciliation_store import (
-    AccountBesidePoint,
-    EvidenceNote,
-    Place,
-    ReconciliationStore,
-)
+from tollkeeper.credits.reconciliation_store import AccountBesidePoint, Place, ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.verification import PointsVerifier
+from tollkeeper.credits.verification_store import END, START
 from tollkeeper.credits.verifier import place_at
+from tollkeeper.database.connect import is_connection_lost, is_retryable, is_schema_missing
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
@@ -49,29 +45,16 @@ checked soon, what is old without fail."""
 CHANGED_LIMIT: Final = 50_000
 """Changed accounts kept in memory from one look at all accounts: 5 MB."""
 
+ACCOUNTS_ALONE: Final = 200
+"""Accounts verified one by one where a slice of all chains cannot be verified."""
+
 PAUSE_S: Final = 0.5
 """Between two pieces of work at least."""
 
 PAUSE_LIMIT_S: Final = 600.0
 """And at most, however long a piece took."""
 
-EVIDENCE_TIMEOUT_S: Final = 10.0
-"""A freeze waits so long for its evidence to be written, and goes without after that."""
-
-STANDING_PERIOD_S: Final = 60.0
-"""How old the counts of all accounts in the metrics get while nothing is found."""
-
-FAULTS_KEPT: Final = 100
-"""Faults of an account that are written down with its freeze."""
-
-FAULTS_TOLD: Final = 3
-"""Faults of an account that its line in the log has."""
-
-NAMES_TOLD: Final = 5
-"""Accounts beyond the limit that a line in the log names."""
-
-_START: Final[Place] = (-1, "")
-_SIDE_FAULTS: Final = frozenset((FaultKind.HOLD, FaultKind.REFUND))
+_MISSING: Final = -(2**63)  # a number that is null, see `accounts_beside_reconciled`
 
 _log = structlog.get_logger(__name__)
 
@@ -87,15 +70,9 @@ class _Checked:
     rows: int
     faults: Sequence[Fault]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Proven:
-    """An account that two snapshots have shown to be wrong, and by which pass."""
-
-    place: Place
-    faults: Sequence[Fault]
-    by: str
-    point: Point | None
+    @property
+    def place(self) -> Place:
+        return (self.account.shard, self.account.account_id)
 
 
 class Reconciler:
@@ -109,40 +86,57 @@ class Reconciler:
         *,
         clock: Clock,
         metrics: ReconciliationMetrics,
-        evidence: EvidenceFolder,
+        freezer: Freezer,
         share: float,
-        freeze_limit: int,
     ) -> None:
         self._pool = pool
         self._store = store
         self._service = service
         self._clock = clock
         self._metrics = metrics
-        self._evidence = evidence
+        self._freezer = freezer
         self._share = share
-        self._freeze_limit = freeze_limit
         self._changed: deque[Place] = deque()
         self._looked_behind: Place | None = None  # None: the next look begins at the first account
-        self._beyond_limit: set[str] = set()
-        self._beyond_limit_in_pass: set[str] = set()
-        self._vanished = 0
-        self._shown_at_s: float | None = None
-        self._newly_beyond: list[str] = []
-        self._has_found = False  # something since the metrics were last set
         self._recent_in_a_row = 0
+        self._failing: dict[str, str] = {}  # passes whose last piece failed, and how
+        self._not_looked_at: set[Place] = set()  # accounts that cannot be, and were told
+        self._newly_not_looked_at: list[tuple[Place, str]] = []
 
     async def piece(self) -> float:
-        """Do a piece of work of one of the passes; return how long to pause after it."""
+        """Do a piece of work of one of the passes; return how long to pause after it.
+
+        One pass that fails is told when that begins and is over, and the other goes on; when both
+        do, nothing is done here, and the failure is the caller's.
+        """
         began_s = self._clock.monotonic_s()
         if self._recent_in_a_row < RECENT_IN_A_ROW:
             self._recent_in_a_row += 1
-            if await self.recent():
+            if await self._try("recent", self.recent):
                 self._recent_in_a_row = RECENT_IN_A_ROW
         else:
             self._recent_in_a_row = 0
-            await self.thorough()
+            await self._try("thorough", self.thorough)
         took_s = self._clock.monotonic_s() - began_s
         return min(max(PAUSE_S, took_s * (1 / self._share - 1)), PAUSE_LIMIT_S)
+
+    async def _try(self, name: str, work: Callable[[], Awaitable[bool]]) -> bool:
+        """Do a piece of a pass; True when it is the other pass's turn."""
+        try:
+            is_done = await work()
+        except Exception as error:
+            self._metrics.failed(name)
+            is_other_failing = bool(self._failing.keys() - {name})
+            is_new = self._failing.get(name) != repr(error)
+            self._failing[name] = repr(error)
+            if is_other_failing:
+                raise
+            if is_new:
+                _log.warning("worker.pass_failed", name=name, error=repr(error))
+            return True
+        if self._failing.pop(name, None) is not None:
+            _log.info("worker.pass_recovered", name=name)
+        return is_done
 
     # What has changed ----------------------------------------------------------------------------
 
@@ -157,44 +151,61 @@ class Reconciler:
         ):
             if not held:
                 return True
+            self._freezer.begin_piece()
             if not self._changed:
                 await self._look(connection)
             count = min(len(self._changed), PIECE_ACCOUNTS)
             places = [self._changed.popleft() for _ in range(count)]
-            for place in await self._reconcile(connection, places):
-                self._changed.append(place)
+            self._changed.extend(await self._reconcile_all(connection, places))
             self._metrics.behind(len(self._changed))
-            await self._show_if_found(connection)
+            self._tell_not_looked_at()
+            await self._freezer.show_if_found(connection)
             if self._changed or self._looked_behind is not None:
                 return False
         self._metrics.ended("recent", self._clock.now())
         return True
 
     async def _look(self, connection: Connection) -> None:
-        shown_at_s = self._shown_at_s
-        if shown_at_s is None or self._clock.monotonic_s() - shown_at_s >= STANDING_PERIOD_S:
-            await self._show_standing(connection)
-        after = self._looked_behind or _START
+        await self._freezer.show_if_old(connection)
+        after = self._looked_behind or START
         self._changed.extend(await self._store.changed(connection, after, CHANGED_LIMIT))
         is_full = len(self._changed) == CHANGED_LIMIT
         self._looked_behind = self._changed[-1] if is_full else None
 
-    async def _reconcile(self, connection: Connection, places: Sequence[Place]) -> list[Place]:
-        """Check accounts; return those that have more to check than fitted."""
+    async def _reconcile_all(self, connection: Connection, places: Sequence[Place]) -> list[Place]:
+        """As `_reconcile`; where that fails, in halves down to the account that it fails at."""
         if not places:
             return []
+        try:
+            checked, left = await self._reconcile(connection, places)
+        except Exception as error:
+            if not _is_of_what_is_stored(error):
+                raise
+            if len(places) == 1:
+                self._cannot_look_at("recent", places[0], error)
+                return []
+            middle = len(places) // 2
+            left = await self._reconcile_all(connection, places[:middle])
+            return left + await self._reconcile_all(connection, places[middle:])
+        for each in checked:
+            if each.faults:
+                left += await self._confirm(connection, each.place, "recent")
+        return left
+
+    async def _reconcile(
+        self, connection: Connection, places: Sequence[Place]
+    ) -> tuple[list[_Checked], list[Place]]:
+        """Check accounts; return also those that have more to check than fitted."""
         checked, left = await self._check(connection, places)
         sound = [each for each in checked if not each.faults]
         if sound:
             await self._store.mark(connection, [(each.account, each.end) for each in sound])
         rows = sum(each.rows for each in checked)
         self._metrics.checked("recent", accounts=len(checked), transactions=rows)
-        self._beyond_limit.difference_update(each.account.account_id for each in sound)
-        for each in checked:
-            if each.faults:
-                await self._confirm_recent(connection, each)
-        left += [(e.account.shard, e.account.account_id) for e in sound if not e.is_whole]
-        return left
+        for each in sound:
+            self._freezer.is_sound(each.place)
+            self._not_looked_at.discard(each.place)
+        return checked, left + [each.place for each in sound if not each.is_whole]
 
     async def _check(
         self, connection: Connection, places: Sequence[Place]
@@ -224,22 +235,9 @@ class Reconciler:
             is_whole = count < most or end.sequence >= account.version
             if is_whole:
                 one.finish()
-            checked.append(_Checked(account, each.point, end, is_whole, count, tuple(one.faults)))
+            faults = (*_misplaced(account), *one.faults)
+            checked.append(_Checked(account, each.point, end, is_whole, count, faults))
         return checked, left
-
-    async def _confirm_recent(self, connection: Connection, suspect: _Checked) -> None:
-        """Look again in a snapshot of its own, and freeze what is wrong there too."""
-        place = (suspect.account.shard, suspect.account.account_id)
-        checked, _ = await self._check(connection, [place])
-        for again in checked:
-            faults = await self._not_accepted(connection, place, again.faults)
-            if faults:
-                await self._freeze(
-                    connection, _Proven(place=place, faults=faults, by="recent", point=again.start)
-                )
-            elif again.faults:
-                # All of it was accepted, and there is no sound point behind it yet.
-                await self._store.mark(connection, [(again.account, again.end)])
 
     # All chains ----------------------------------------------------------------------------------
 
@@ -254,143 +252,192 @@ class Reconciler:
         ):
             if not held:
                 return True
-            after = await self._store.progress(connection)
-            suspects, following = await self._verify_slice(connection, after)
-            for account_id in suspects:
-                await self._confirm_thorough(connection, account_id)
+            self._freezer.begin_piece()
+            after = await self._progress(connection)
+            suspects, following = await self._suspects(connection, after)
+            for place in suspects:
+                await self._confirm(connection, place, "thorough")
             await self._store.advance(connection, following)
             if following is None:
-                self._has_found = True
-                self._beyond_limit = self._beyond_limit_in_pass
-                self._beyond_limit_in_pass = set()
-            await self._show_if_found(connection)
+                self._freezer.end_pass()
+            self._tell_not_looked_at()
+            await self._freezer.show_if_found(connection)
             if following is not None:
                 return False
         self._metrics.ended("thorough", self._clock.now())
         return True
 
-    async def _verify_slice(
+    async def _progress(self, connection: Connection) -> str | None:
+        """Return where the pass goes on; from the start if what is written there is no place."""
+        after = await self._store.progress(connection)
+        try:
+            _place_of(after, START)
+        except InvalidRequest:
+            _log.error("worker.progress_unreadable", after=after)
+            return None
+        return after
+
+    async def _suspects(
         self, connection: Connection, after: str | None
-    ) -> tuple[Iterable[str], str | None]:
+    ) -> tuple[Iterable[Place], str | None]:
         """Verify a slice; return the accounts to look at again, and where the next one begins."""
-        found = await self._service.verify(None, None, after=after)
+        try:
+            found = await self._service.verify(None, None, after=after)
+        except Exception as error:
+            if not _is_of_what_is_stored(error):
+                raise
+            return await self._each_alone(connection, after, error)
         self._metrics.checked("thorough", accounts=found.accounts, transactions=found.transactions)
-        suspects: Iterable[str] = dict.fromkeys(
-            fault.account_id for fault in found.faults if fault.account_id is not None
-        )
         if found.more_faults:
             # More than are listed: whoever has many of them must not hide others behind it.
-            suspects = await self._store.accounts_between(
-                connection, _place_of(after), _place_of(found.next)
-            )
-        return suspects, found.next
+            places = (_place_of(after, START), _place_of(found.next, END))
+            return await self._store.accounts_between(connection, *places, None), found.next
+        suspects = [fault for fault in found.faults if fault.account_id is not None]
+        astray = {str(each.account_id) for each in suspects if each.fault is FaultKind.ACCOUNT}
+        places_astray = await self._store.places_of(connection, sorted(astray)) if astray else []
+        places_right = [(shard_of(str(f.account_id)), str(f.account_id)) for f in suspects]
+        return dict.fromkeys([*places_right, *places_astray]), found.next
 
-    async def _confirm_thorough(self, connection: Connection, account_id: str) -> None:
-        name, place = AccountId(account_id), (shard_of(account_id), account_id)
-        beside = await self._store.beside_points(connection, [place])
-        if not beside or beside[0].account.frozen_at is not None:
-            return
-        again = (await self._service.verify(name, None, after=None)).faults
-        faults = await self._not_accepted(connection, place, again)
-        if faults:
-            await self._freeze(
-                connection,
-                _Proven(place=place, faults=faults, by="thorough", point=beside[0].point),
-            )
-
-    # Freezing ------------------------------------------------------------------------------------
-
-    async def _not_accepted(
-        self, connection: Connection, place: Place, faults: Sequence[Fault]
-    ) -> tuple[Fault, ...]:
-        """Return the faults that no lifted freeze has accepted."""
-        if not faults:
-            return ()
-        lifted = await self._store.lifted(connection, place)
-        sequence = max((up_to for up_to, _ in lifted), default=0)
-        known = {
-            (fault.fault, fault.detail)
-            for _, accepted in lifted
-            for fault in accepted
-            if fault.fault in _SIDE_FAULTS
-        }
-        return tuple(
-            fault
-            for fault in faults
-            if not 0 < fault.sequence <= sequence and (fault.fault, fault.detail) not in known
+    async def _each_alone(
+        self, connection: Connection, after: str | None, error: Exception
+    ) -> tuple[Iterable[Place], str | None]:
+        """Return the next accounts for being verified alone: as a slice, they cannot be."""
+        _log.error("worker.slice_not_verified", after=after, error=repr(error))
+        self._metrics.failed("thorough")
+        places = await self._store.accounts_between(
+            connection, _place_of(after, START), END, ACCOUNTS_ALONE
         )
+        is_last = len(places) < ACCOUNTS_ALONE
+        return places, None if is_last else f"{places[-1][0]}/{places[-1][1]}"
 
-    async def _freeze(self, connection: Connection, proven: _Proven) -> None:
-        account_id, faults = proven.place[1], proven.faults
-        self._has_found = True
-        if await self._store.count_frozen(connection) >= self._freeze_limit:
-            if account_id not in self._beyond_limit:
-                self._newly_beyond.append(account_id)
-            self._beyond_limit.add(account_id)
-            self._beyond_limit_in_pass.add(account_id)
-            return
-        async with connection.transaction():
-            frozen = await self._store.freeze(connection, proven.place)
-            if frozen is None:
-                return
-            note = await self._write_evidence(connection, frozen, proven)
-            await self._store.add_freeze(connection, frozen, faults[:FAULTS_KEPT], note)
-        self._beyond_limit.discard(account_id)
-        self._metrics.frozen(proven.by, has_evidence=note.problem is None)
-        _log.warning(
-            "worker.account_frozen", account=account_id, tenant=frozen.tenant_id,
-            faults=[f"{f.fault} at {f.sequence}: {f.detail}" for f in faults[:FAULTS_TOLD]],
-            found=len(faults), by=proven.by, evidence=note.name,
-        )  # fmt: skip
-        if note.problem is not None:
-            _log.error("worker.evidence_not_written", account=account_id, problem=note.problem)
+    # Suspects ------------------------------------------------------------------------------------
 
-    async def _write_evidence(
-        self, connection: Connection, frozen: Account, proven: _Proven
-    ) -> EvidenceNote:
-        around = {
-            fault.sequence + step for fault in proven.faults[:FAULTS_KEPT] for step in (-1, 0, 1)
-        }
-        ends = {frozen.version - 1, frozen.version, frozen.version + 1, _sequence_of(proven.point)}
-        found: dict[str, object] = {
-            "found_by": proven.by,
-            "account": _document(frozen),
-            "reconciled": None if proven.point is None else _document(proven.point),
-            "faults": proven.faults,
-            "rows": await self._store.rows_at(connection, proven.place, sorted(around | ends)),
-        }
+    async def _confirm(self, connection: Connection, place: Place, by: str) -> list[Place]:
+        """Look at an account again, from its first row, and freeze it if it is wrong there too.
+
+        Return it if it is to be reconciled from its first row.
+        """
         try:
-            async with asyncio.timeout(EVIDENCE_TIMEOUT_S):
-                name, digest = await asyncio.to_thread(
-                    self._evidence.write, frozen.account_id, self._clock.now(), found
-                )
-        except TimeoutError:
-            return EvidenceNote(problem=f"not written within {EVIDENCE_TIMEOUT_S:g} s")
-        except OSError as error:
-            return EvidenceNote(problem=error.strerror or repr(error))
-        return EvidenceNote(name, digest)
+            return await self._judge(connection, place, by)
+        except Exception as error:
+            if not _is_of_what_is_stored(error):
+                raise
+            self._cannot_look_at(by, place, error)
+            return []
 
-    async def _show_if_found(self, connection: Connection) -> None:
-        if self._newly_beyond:
-            # One line, however many: when it is everywhere, its cause is one.
-            _log.error(
-                "worker.freeze_limit_reached", limit=self._freeze_limit,
-                accounts=len(self._newly_beyond), first=self._newly_beyond[:NAMES_TOLD],
-            )  # fmt: skip
-            self._newly_beyond.clear()
-        if self._has_found:
-            await self._show_standing(connection)
+    async def _judge(self, connection: Connection, place: Place, by: str) -> list[Place]:
+        beside = await self._store.beside_points(connection, [place])
+        if not beside:
+            await self._freezer.vanished(connection, place)
+            return []
+        account, point = beside[0].account, beside[0].point
+        if account.frozen_at is not None:
+            return []
+        faults: Sequence[Fault] = _impossible(account)
+        if not faults:
+            faults = await self._faults_of(connection, place)
+        if not faults and by == "recent":
+            faults, point, is_dropped = await self._judge_point(connection, place)
+            if is_dropped:
+                return [place]
+        if faults:
+            await self._freezer.freeze(
+                connection, Proven(place=place, faults=faults, by=by, point=point)
+            )
+        return []
 
-    async def _show_standing(self, connection: Connection) -> None:
-        standing = await self._store.standing(connection)
-        if standing.vanished != self._vanished:
-            self._vanished = standing.vanished
-            _log.error("worker.accounts_vanished", accounts=standing.vanished)
-        self._has_found, self._shown_at_s = False, self._clock.monotonic_s()
-        self._metrics.stand(
-            broken=standing.frozen + standing.vanished + len(self._beyond_limit),
-            negative=standing.negative,
+    async def _faults_of(self, connection: Connection, place: Place) -> Sequence[Fault]:
+        """Return the faults of an account from its first row on, without those accepted."""
+        try:
+            found = await self._service.verify(AccountId(place[1]), None, after=None)
+        except AccountNotFound:
+            return ()
+        if found.more_faults:
+            return found.faults  # who has more than can be listed cannot have them accepted
+        return await self._freezer.not_accepted(connection, place, found.faults)
+
+    async def _judge_point(
+        self, connection: Connection, place: Place
+    ) -> tuple[Sequence[Fault], Point | None, bool]:
+        """Judge an account that agrees with its chain, and not with where it was reconciled.
+
+        Return its faults, that point, and whether the point was wrong and is forgotten. What hangs
+        on a hash that was reconciled cannot differ from it; but a hash that is gone from the chain
+        was there.
+        """
+        checked, _ = await self._check(connection, [place])
+        if not checked or not checked[0].faults:
+            return (), None, False
+        again, point = checked[0], checked[0].start
+        if point is None:
+            # All of it was accepted, and there is no sound point behind it yet.
+            await self._store.mark(connection, [(again.account, again.end)])
+            return (), None, False
+        row = await self._store.row_at(connection, place, point.sequence)
+        if row == point:
+            await self._store.mark(connection, [(again.account, again.end)])
+            return (), None, False
+        if point.sequence <= 0 or (row is not None and row.head_hash == point.head_hash):
+            await self._store.drop_point(connection, place)
+            _log.error("worker.point_dropped", account=place[1], sequence=point.sequence)
+            return (), None, True
+        kind, detail = FaultKind.HASH, "the row is not the one that was reconciled"
+        if row is None:
+            kind, detail = FaultKind.SEQUENCE, "the row was reconciled, and is gone"
+        fault = Fault(
+            account_id=AccountId(place[1]), sequence=point.sequence, fault=kind, detail=detail
         )
+        return (fault,), point, False
+
+    def _cannot_look_at(self, name: str, place: Place, error: Exception) -> None:
+        self._metrics.failed(name)
+        if place not in self._not_looked_at:
+            self._not_looked_at.add(place)
+            self._newly_not_looked_at.append((place, repr(error)))
+
+    def _tell_not_looked_at(self) -> None:
+        told = self._newly_not_looked_at
+        if told:
+            _log.error(
+                "worker.accounts_not_reconciled", accounts=len(told), error=told[0][1],
+                first=[account_id for (_, account_id), _ in told[:NAMES_TOLD]],
+            )  # fmt: skip
+            told.clear()
+
+
+def _is_of_what_is_stored(error: Exception) -> bool:
+    """Whether an error may come from rows: else from the database as a whole, or not for long."""
+    return not (
+        is_connection_lost(error)
+        or is_retryable(error)
+        or is_schema_missing(error)
+        or isinstance(error, VerificationRunning | TimeoutError)
+    )
+
+
+def _misplaced(account: Account) -> tuple[Fault, ...]:
+    if account.shard == shard_of(account.account_id):
+        return ()
+    return _of_account(account, f"it is in shard {account.shard}, where nothing looks for it")
+
+
+def _impossible(account: Account) -> tuple[Fault, ...]:
+    """Return what needs no look at the chain, and may not allow one."""
+    is_missing = (
+        min(account.balance, account.reserved, account.version) == _MISSING
+        or not account.tenant_id
+        or not account.head_hash
+    )
+    if is_missing:
+        return _of_account(account, "a value of it is missing")
+    return _misplaced(account)
+
+
+def _of_account(account: Account, detail: str) -> tuple[Fault, ...]:
+    fault = Fault(
+        account_id=account.account_id, sequence=0, fault=FaultKind.ACCOUNT, detail=detail
+    )  # fmt: skip
+    return (fault,)
 
 
 def _sequence_of(point: Point | None) -> int:
@@ -402,9 +449,5 @@ def _rows_expected(each: AccountBesidePoint) -> int:
     return max(0, each.account.version - _sequence_of(each.point)) + 1
 
 
-def _place_of(after: str | None) -> Place | None:
-    return None if after is None else place_at(after)
-
-
-def _document(value: Account | Point) -> dict[str, object]:
-    return {**msgspec.structs.asdict(value), "head_hash": value.head_hash.hex()}
+def _place_of(after: str | None, without: Place) -> Place:
+    return without if after is None else place_at(after)

@@ -46,6 +46,13 @@ class ReconciliationMetrics:
             "Freezes whose evidence could not be written to a file.",
             registry=registry,
         )
+        failures = Counter(
+            "credits_reconciliation_failures",
+            "Pieces, slices and accounts that could not be looked at.",
+            ("pass",),
+            registry=registry,
+        )
+        self._failures = {name: failures.labels(name) for name in PASSES}
         ended = Gauge(
             "credits_reconciliation_last_end_timestamp_seconds",
             "When all that had changed, or all chains, were last checked to the end; 0 before.",
@@ -71,6 +78,10 @@ class ReconciliationMetrics:
     def ended(self, name: str, now: datetime) -> None:
         """Remember when a pass came to its end."""
         self._ended[name].set(now.timestamp())
+
+    def failed(self, name: str) -> None:
+        """Count something that a pass could not look at."""
+        self._failures[name].inc()
 
     def frozen(self, name: str, *, has_evidence: bool) -> None:
         """Count a freeze."""

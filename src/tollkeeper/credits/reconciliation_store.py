@@ -6,12 +6,14 @@ Decides nothing. Acts as the owner of the schema, where a method writes.
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final
+from uuid import UUID
 
 import msgspec
 
 from tollkeeper.credits.model import Account, Fault, Freeze, Point
-from tollkeeper.credits.store import account_of
+from tollkeeper.credits.store import account_of, copy_rows, faults_of
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId
@@ -33,9 +35,6 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 }
 """What the reconciler's connection is opened with."""
 
-SHARDS: Final = 256
-"""One more than the last shard."""
-
 Place = tuple[int, str]
 """Shard and account: where an account stands in the order of keys."""
 
@@ -46,6 +45,16 @@ class AccountBesidePoint:
 
     account: Account
     point: Point | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenRow:
+    """An account that was frozen just now, without having been read: its row as JSON."""
+
+    tenant_id: str
+    version: int
+    frozen_at: datetime
+    stored: dict[str, object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +76,7 @@ class EvidenceNote:
 
 
 class ReconciliationStore:
-    """Reads and writes of reconciliation; every method is one statement."""
+    """Reads and writes of reconciliation; a method is one statement, or two together."""
 
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
@@ -89,7 +98,7 @@ class ReconciliationStore:
         return Standing(row["frozen"], row["negative"], row["vanished"])
 
     async def count_frozen(self, connection: Connection) -> int:
-        """Return how many freezes are not lifted."""
+        """Return how many accounts are frozen."""
         count: int = await connection.fetchval(self._sql["count_frozen"])
         return count
 
@@ -116,13 +125,7 @@ class ReconciliationStore:
         They come in the order of the accounts, in the form of `chain_rows.py`.
         """
         points = [(a.shard, a.account_id, sequence, most) for a, sequence, most in wanted]
-
-        async def sink(piece: bytes) -> None:
-            take(piece)
-
-        await connection.copy_from_query(
-            self._sql["rows_behind"].removesuffix(";"), points, output=sink, format="binary"
-        )
+        await copy_rows(connection, self._sql["rows_behind"].removesuffix(";"), points, take=take)
 
     async def mark(self, connection: Connection, points: Sequence[tuple[Account, Point]]) -> None:
         """Remember up to where accounts agree with their transactions."""
@@ -134,29 +137,77 @@ class ReconciliationStore:
             ],
         )
 
-    async def lifted(
-        self, connection: Connection, place: Place
-    ) -> list[tuple[int, tuple[Fault, ...]]]:
-        """Return up to which sequence liftings accepted an account's rows, and what was known."""
-        rows = await connection.fetch(self._sql["lifted_freezes"], *place)
-        return [(row["lifted_sequence"], _faults_of(row)) for row in rows]
+    async def drop_point(self, connection: Connection, place: Place) -> None:
+        """Forget where an account was reconciled: it is reconciled from its first row."""
+        await connection.execute(self._sql["drop_point"], *place)
 
-    async def freeze(self, connection: Connection, place: Place) -> Account | None:
-        """Freeze an account and return it; None: it is frozen already, or gone."""
+    async def row_at(self, connection: Connection, place: Place, sequence: int) -> Point | None:
+        """Return what an account's chain says at a sequence; None: it has no row there."""
+        row = await connection.fetchrow(self._sql["row_at_point"], *place, sequence)
+        if row is None:
+            return None
+        return Point(sequence, row["balance"], row["reserved"], row["hash"])
+
+    async def remember_vanished(self, connection: Connection, place: Place) -> None:
+        """Remember an account that is gone, if there are transactions of it."""
+        await connection.execute(self._sql["remember_vanished"], *place)
+
+    async def values_found(
+        self,
+        connection: Connection,
+        place: Place,
+        sequences: Sequence[int],
+        row_ids: Sequence[UUID],
+    ) -> dict[int | UUID, bytes]:
+        """Return digests of what stands at sequences, and in the holds and refunds with ids."""
+        rows = await connection.fetch(self._sql["values_found"], *place, sequences, row_ids)
+        return {
+            row["sequence"] if row["row_id"] is None else UUID(bytes=row["row_id"].bytes): row[
+                "digest"
+            ]
+            for row in rows
+            if row["digest"] is not None
+        }
+
+    async def accepted(self, connection: Connection, place: Place) -> frozenset[bytes]:
+        """Return the digests of what was accepted by lifting freezes of an account."""
+        rows = await connection.fetch(self._sql["accepted"], *place)
+        return frozenset(row["digest"] for row in rows if row["digest"] is not None)
+
+    async def freeze(self, connection: Connection, place: Place) -> FrozenRow | None:
+        """Freeze an account and return its row; None: it is frozen already, or gone."""
         row = await connection.fetchrow(self._sql["freeze_account"], *place)
-        return None if row is None else account_of(row)
+        if row is None:
+            return None
+        return FrozenRow(
+            tenant_id=row["tenant_id"],
+            version=row["version"],
+            frozen_at=row["frozen_at"],
+            stored=msgspec.json.decode(row["stored"]),
+        )
 
     async def add_freeze(
-        self, connection: Connection, frozen: Account, faults: Sequence[Fault], note: EvidenceNote
+        self,
+        connection: Connection,
+        place: Place,
+        frozen: FrozenRow,
+        *,
+        faults: Sequence[Fault],
+        found: Sequence[bytes],
+        note: EvidenceNote,
     ) -> None:
-        """Write down a freeze, in the unit of work that froze the account."""
+        """Write down a freeze, in the unit of work that froze the account.
+
+        One that is open was thawed past its lifting: it is closed.
+        """
+        await connection.execute(self._sql["close_freeze"], *place)
         await connection.execute(
             self._sql["add_freeze"],
-            frozen.shard,
-            frozen.account_id,
+            *place,
             frozen.frozen_at,
             frozen.version,
             msgspec.json.encode(faults).decode(),
+            found,
             note.name,
             note.sha256,
             note.problem,
@@ -178,10 +229,10 @@ class ReconciliationStore:
             Freeze(
                 number=row["number"],
                 account_id=AccountId(row["account_id"]),
-                tenant_id=TenantId(row["tenant_id"]),
+                tenant_id=None if row["tenant_id"] is None else TenantId(row["tenant_id"]),
                 frozen_at=row["frozen_at"],
                 version=row["version"],
-                faults=_faults_of(row),
+                faults=faults_of(row["faults"]),
                 evidence=row["evidence"],
                 evidence_sha256=row["evidence_sha256"],
                 evidence_problem=row["evidence_problem"],
@@ -189,16 +240,22 @@ class ReconciliationStore:
             for row in rows
         )
 
+    async def tidy_freezes(self, connection: Connection) -> None:
+        """Make the list of freezes agree with the accounts that are frozen."""
+        await connection.execute(self._sql["close_thawed"])
+        await connection.execute(self._sql["adopt_frozen"])
+
     async def accounts_between(
-        self, connection: Connection, after: Place | None, upto: Place | None
-    ) -> list[str]:
-        """Return accounts in key order; None: from the first, to the last."""
-        rows = await connection.fetch(
-            self._sql["accounts_between"],
-            *(after or (-1, "")),
-            *(upto or (SHARDS, "")),
-        )
-        return [row["account_id"] for row in rows]
+        self, connection: Connection, after: Place, upto: Place, limit: int | None
+    ) -> list[Place]:
+        """Return accounts behind `after` up to `upto` in key order; None: all of them."""
+        rows = await connection.fetch(self._sql["accounts_between"], *after, *upto, limit)
+        return [(row["shard"], row["account_id"]) for row in rows]
+
+    async def places_of(self, connection: Connection, names: Sequence[str]) -> list[Place]:
+        """Return where accounts of these names are, whether they belong there or not."""
+        rows = await connection.fetch(self._sql["places_of"], names)
+        return [(row["shard"], row["account_id"]) for row in rows]
 
     async def progress(self, connection: Connection) -> str | None:
         """Return the account behind which the pass over all chains goes on, None: it begins."""
@@ -211,15 +268,8 @@ class ReconciliationStore:
 
 
 def _point_of(row: Row) -> Point | None:
-    if row["reconciled_sequence"] is None:
+    sequence, balance = row["reconciled_sequence"], row["reconciled_balance"]
+    reserved, head_hash = row["reconciled_reserved"], row["reconciled_hash"]
+    if sequence is None or balance is None or reserved is None or head_hash is None:
         return None
-    return Point(
-        row["reconciled_sequence"],
-        row["reconciled_balance"],
-        row["reconciled_reserved"],
-        row["reconciled_hash"],
-    )
-
-
-def _faults_of(row: Row) -> tuple[Fault, ...]:
-    return msgspec.json.decode(row["faults"], type=tuple[Fault, ...])
+    return Point(sequence, balance, reserved, head_hash)

@@ -5,7 +5,7 @@ for each column: in batches of 28 an operation then costs Python 28.6 µs instea
 PostgreSQL 30.1 µs instead of 33.5 µs.
 """
 
-from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -141,10 +141,7 @@ class LedgerStore:
     ) -> dict[AccountId, tuple[Fault, ...]]:
         places = [(shard, account_id) for account_id, shard in accounts.items()]
         rows = await connection.fetch(self._sql["findings"], places)
-        return {
-            AccountId(row["account_id"]): msgspec.json.decode(row["faults"], type=tuple[Fault, ...])
-            for row in rows
-        }
+        return {AccountId(row["account_id"]): faults_of(row["faults"]) for row in rows}
 
     async def _tails(
         self, connection: Connection, places: Iterable[tuple[int, AccountId]]
@@ -382,6 +379,37 @@ def account_of(row: Row) -> Account:
         version=row["version"], head_hash=row["head_hash"], created_at=row["created_at"],
         next_expiry=row["next_expiry"], frozen_at=row["frozen_at"],
     )  # fmt: skip
+
+
+async def copy_rows(
+    connection: Connection, query: str, *arguments: object, take: Callable[[bytes], None]
+) -> None:
+    """Hand what a query gives to `take` as it comes, in the form of a binary COPY.
+
+    Where `take` fails, the rest is read and thrown away: the driver hangs up on a COPY that it
+    cannot deliver, and a lost connection would be told instead of the failure.
+    """
+    failed: Exception | None = None
+
+    async def sink(piece: bytes) -> None:
+        nonlocal failed
+        if failed is None:
+            try:
+                take(piece)
+            except Exception as error:  # noqa: BLE001  # raised below
+                failed = error
+
+    await connection.copy_from_query(query, *arguments, output=sink, format="binary")
+    if failed is not None:
+        raise failed
+
+
+def faults_of(stored: str) -> tuple[Fault, ...]:
+    """Return the faults in a freeze's JSON; none of what somebody else wrote there."""
+    try:
+        return msgspec.json.decode(stored, type=tuple[Fault, ...])
+    except msgspec.ValidationError:
+        return ()
 
 
 def _hold(row: Row) -> Hold:

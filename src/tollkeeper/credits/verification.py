@@ -148,8 +148,7 @@ class PointsVerifier:
 
     def __init__(self, starts: Iterable[tuple[Account, Point | None]]) -> None:
         self._verifiers = {
-            account.account_id.encode(): AccountVerifier(account, point)
-            for account, point in starts
+            _key_of(account): AccountVerifier(account, point) for account, point in starts
         }
         self._counts = dict.fromkeys(self._verifiers, 0)
         self._rows = ChainRows()
@@ -163,10 +162,11 @@ class PointsVerifier:
         """
         verifiers, counts = self._verifiers, self._counts
         for (
-            _, account_id, stored, sequence, kind, amount, balance, reserved, freed, fields,
+            shard, account_id, stored, sequence, kind, amount, balance, reserved, freed, fields,
         ) in self._rows.feed(piece):  # fmt: skip
-            counts[account_id] += 1
-            verifiers[account_id].check(
+            key = (shard, account_id)
+            counts[key] += 1
+            verifiers[key].check(
                 stored, sequence, _KINDS.get(kind), amount, balance, reserved, freed, fields
             )
 
@@ -180,8 +180,8 @@ class PointsVerifier:
 
     def of(self, account: Account) -> tuple[AccountVerifier, int]:
         """Return the verifier of one account, and how many rows it was given."""
-        account_id = account.account_id.encode()
-        return self._verifiers[account_id], self._counts[account_id]
+        key = _key_of(account)
+        return self._verifiers[key], self._counts[key]
 
 
 def _key_of(account: Account) -> tuple[int, bytes]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tollkeeper.credits.model import Account
-from tollkeeper.credits.store import account_of
+from tollkeeper.credits.store import account_of, copy_rows
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId
@@ -84,13 +84,7 @@ class VerificationStore:
         self, connection: Connection, stretch: Stretch, take: Callable[[bytes], None]
     ) -> None:
         """Hand the rows of a stretch to `take` as they come, in the form of `chain_rows.py`."""
-
-        async def sink(piece: bytes) -> None:
-            take(piece)
-
-        await connection.copy_from_query(
-            self._chains, *stretch.bounds, output=sink, format="binary"
-        )
+        await copy_rows(connection, self._chains, *stretch.bounds, take=take)
 
     async def has_side_rows(self, connection: Connection, stretch: Stretch) -> bool:
         """Return whether a stretch has holds or refunds."""

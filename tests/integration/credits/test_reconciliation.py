@@ -7,7 +7,6 @@ import stat
 import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
@@ -22,14 +21,20 @@ from tests.ledger import (
     words,
     words_of,
 )
-from tests.reconciliation import gauge, look_at_all, running_reconciler
+from tests.reconciliation import (
+    Stage,
+    drop_constraint,
+    gauge,
+    look_at_all,
+    refusal_of,
+    running_reconciler,
+    running_stage,
+    unfreeze,
+)
 
-from tollkeeper.credits import errors, reconciler, requests
-from tollkeeper.credits.engine import Result
-from tollkeeper.credits.model import Kind, Posted, Unfreeze
-from tollkeeper.credits.reconciler import Reconciler
+from tollkeeper.credits import errors, freezer, reconciler, requests
+from tollkeeper.credits.model import Kind, Posted
 from tollkeeper.database.connect import connector
-from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
 from tollkeeper.wiring import CREDITS_ROLE
 
@@ -38,61 +43,10 @@ BROKEN = "credits_audit_chain_integrity_errors"
 NEGATIVE = "credits_negative_balance_accounts"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A ledger, its reconciler, and the owner's connection with the triggers off."""
-
-    ledger: Ledger
-    reconciler: Reconciler
-    attacker: Connection
-    registry: CollectorRegistry
-    folder: Path
-
-    async def frozen(self) -> list[str]:
-        found = await self.ledger.service.frozen(None, after=0, limit=1_000)
-        return sorted(freeze.account_id for freeze in found)
-
-    async def execute(self, *operations: object) -> list[Result]:
-        return await self.ledger.execute(*operations)  # type: ignore[arg-type]  # operations
-
-    def evidence(self) -> list[dict[str, object]]:
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
-
-
 @pytest.fixture
 async def stage(ledger: Ledger, credits_dsn: str, tmp_path: Path) -> AsyncIterator[Stage]:
-    registry, folder = CollectorRegistry(), tmp_path / "evidence"
-    attacker = await connector(credits_dsn, settings={"session_replication_role": "replica"})()
-    async with running_reconciler(ledger, credits_dsn, folder, registry=registry) as running:
-        await ledger.open_with(100, "ann", "bob")
-        await ledger.execute(*(consume("ann", 1) for _ in range(9)))
-        yield Stage(ledger, running, attacker, registry, folder)
-    await attacker.close()
-
-
-def unfreeze(account_id: str, reason: str = "looked into it", key: str | None = None) -> Unfreeze:
-    told = words(account_id, key)
-    return requests.unfreeze(
-        requests.WriteWords(
-            account_id=account_id, key=told.key, entropy=told.entropy, description=reason
-        ),
-        actor="key-of-the-operator",
-    )
-
-
-def refusal_of(result: Result) -> errors.AccountFrozen:
-    assert isinstance(result, errors.AccountFrozen), result
-    return result
-
-
-async def drop_constraint(attacker: Connection, table: str, name: str) -> None:
-    """Drop it also from partitions that have it as their own."""
-    parts = await attacker.fetch(
-        "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass",
-        table,
-    )
-    for each in (table, *(part for (part,) in parts)):
-        await attacker.execute(f"ALTER TABLE {each} DROP CONSTRAINT IF EXISTS {table}_{name}")
+    async with running_stage(ledger, credits_dsn, tmp_path / "evidence") as stage:
+        yield stage
 
 
 TAMPERINGS = {
@@ -230,7 +184,7 @@ async def test_without_a_place_for_evidence_the_account_is_frozen_all_the_same(
 async def test_evidence_that_takes_too_long_does_not_keep_an_account_going(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reconciler, "EVIDENCE_TIMEOUT_S", 0)
+    monkeypatch.setattr(freezer, "EVIDENCE_TIMEOUT_S", 0)
     await stage.attacker.execute(TAMPERINGS["balance"])
     await stage.reconciler.recent()
     (freeze,) = await stage.ledger.service.frozen(None, after=0, limit=10)
@@ -561,7 +515,12 @@ async def test_an_account_that_was_thawed_in_sql_is_frozen_again(stage: Stage) -
     await look_at_all(stage.reconciler)
 
     assert (await stage.ledger.service.account(AccountId("ann"), None)).frozen_at is not None
-    assert 1 == await stage.attacker.fetchval("SELECT count(*) FROM freezes")
+    assert [("thawed in the database", 0), (None, None)] == [
+        tuple(row)
+        for row in await stage.attacker.fetch(
+            "SELECT reason, lifted_sequence FROM freezes ORDER BY number"
+        )
+    ]
 
 
 # While the ledger works ------------------------------------------------------------------------

@@ -27,7 +27,8 @@ CREATE TABLE freezes (
     evidence_sha256 bytea,
     shard smallint NOT NULL,
     account_id text COLLATE "C" NOT NULL,
-    faults json NOT NULL,
+    faults jsonb NOT NULL,
+    found bytea[],
     evidence text,
     evidence_problem text,
     lifted_by text,
@@ -44,9 +45,11 @@ CREATE UNIQUE INDEX freezes_open ON freezes (shard, account_id) WHERE lifted_at 
 CREATE INDEX freezes_by_account ON freezes (shard, account_id, number);
 
 COMMENT ON COLUMN freezes.version IS 'version of the account when it was frozen';
+COMMENT ON COLUMN freezes.found IS 'digest of what stood there, for each fault that lifting accepts';
 COMMENT ON COLUMN freezes.evidence IS 'name of the file that holds what was found';
 COMMENT ON COLUMN freezes.evidence_problem IS 'why there is no such file';
-COMMENT ON COLUMN freezes.lifted_sequence IS 'the transaction that lifted it: faults of rows up to it are accepted';
+COMMENT ON COLUMN freezes.lifted_sequence IS
+'the transaction of kind unfreeze that lifted it; 0: there is none, the account was thawed in the database';
 COMMENT ON COLUMN freezes.lifted_by IS 'id of the API key';
 
 CREATE FUNCTION refuse_freeze_change() RETURNS trigger
