@@ -76,7 +76,7 @@ def test_an_edited_row_is_found(
     row = chain[place % len(chain)]
     edits: dict[str, dict[str, object]] = {
         "amount": {"amount": row.amount - 1},
-        "balance": {"balance": row.balance + 1},
+        "balance": {"balance": row.balance ^ 1},
         "kind": {"kind": Kind.CONSUME if row.kind is Kind.TOPUP else Kind.TOPUP},
         "sequence": {"sequence": row.sequence + 1},
         "fingerprint": {"fingerprint": bytes(32)},

@@ -79,6 +79,6 @@ def test_an_audit_says_what_is_wrong() -> None:
     assert CLEAN.is_clean
     assert not lost.is_clean
     assert not edited.is_clean
-    assert dict(audit_facts(CLEAN))["conservation"] == "ok:balances 6 + consumed 4 = topped up"
-    assert dict(audit_facts(lost))["conservation"].startswith("bad:")
-    assert dict(audit_facts(edited))["chain"].startswith("bad:")
+    assert dict(audit_facts(CLEAN))["conservation"] == "\0ok:balances 6 + consumed 4 = topped up"
+    assert dict(audit_facts(lost))["conservation"].startswith("\0bad:")
+    assert dict(audit_facts(edited))["chain"].startswith("\0bad:")
