@@ -2,8 +2,9 @@
 
 COPY precedes every field with its length in four bytes, all ones for null: the canonical form of a
 transaction (`chain.py`). With the columns in the chain's order, what is hashed of a row is a slice
-of what the server sent, and verifying costs Python a third of what objects for the rows would.
-The query is `chains` of `sql/queries.sql`; the format: PostgreSQL's manual, COPY, "Binary Format".
+of what the server sent, and no object is made of it. The queries are `chains` of
+`sql/verification.sql` and `rows_behind` of `sql/reconciliation.sql`; the format: PostgreSQL's
+manual, COPY, "Binary Format".
 """
 
 import struct
@@ -36,7 +37,7 @@ ChainRow = tuple[int, bytes, bytes, int, bytes, int, int, int, int, bytes]
 balance, reserved, freed, and the canonical fields, hashed after the hash before them.
 
 A number that is null or no number is -1, a text or hash that is null is empty: wrong in any ledger,
-and not what was hashed. No class: a tuple takes a tenth of the time of reading a row.
+and not what was hashed.
 """
 
 

@@ -10,6 +10,7 @@ CreditsError
 │   ├── HoldClosed                it is settled or expired
 │   ├── CaptureTooLarge           more than the hold and its allowance
 │   ├── TransactionNotFound
+│   ├── TransactionVanished       the key made one that is not in the ledger any more
 │   ├── NotRefundable             neither a consumption nor a capture
 │   ├── RefundTooLarge            more than was taken and not given back yet
 │   ├── AccountFrozen             it is not what its transactions say: nothing moves

@@ -112,7 +112,7 @@ def unfreeze(
     terminal.facts(
         "Lifted, and not whole",
         (
-            ("still wrong" if faults else "still wrong?", f"warn:{found}"),
+            ("still wrong" if faults else "still wrong?", f"\0warn:{found}"),
             ("see", f"tollkeeper credits verify {account_id}"),
         ),
     )
@@ -163,7 +163,7 @@ def _shown(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
             terminal.facts(
                 item.account_id,
                 (
-                    ("tenant", item.tenant_id or "bad:unknown: the account's row is gone"),
+                    ("tenant", item.tenant_id or "\0bad:unknown: the account's row is gone"),
                     ("frozen since (UTC)", moment_text(item.frozen_at)),
                     ("found", _found(item.faults)),
                     ("evidence", item.evidence or f"none: {item.evidence_problem}"),

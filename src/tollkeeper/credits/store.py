@@ -152,7 +152,7 @@ class LedgerStore:
                 None
                 if row["sequence"] is None
                 else Point(row["sequence"], row["balance"], row["reserved"], row["hash"]),
-                row["held"],
+                int(row["held"]),
             )
             for row in rows
         }

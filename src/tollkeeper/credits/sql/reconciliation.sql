@@ -16,7 +16,8 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS t ON true
 CROSS JOIN LATERAL (
-    SELECT coalesce(sum(h.amount - h.captured - h.released), 0)::bigint AS held
+    -- As text: no value that somebody wrote makes it fail.
+    SELECT coalesce(sum(h.amount::numeric - h.captured - h.released), 0)::text AS held
     FROM holds AS h
     WHERE h.shard = wanted.shard AND h.account_id = wanted.account_id AND h.state = 'open'
 ) AS held;
