@@ -22,9 +22,9 @@ from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
 from tollkeeper.credits.reconciliation_store import (
     EvidenceNote,
     FrozenRow,
-    Place,
     ReconciliationStore,
 )
+from tollkeeper.credits.verification_store import Place
 from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.clock import Clock
 

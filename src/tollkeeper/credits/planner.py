@@ -197,7 +197,8 @@ class _Planner:
         ):
             return _not_found(write)
         named = (account_id, write.key_hash)
-        if named in self._kept:
+        # Where a row is gone from a frozen account, the freeze is the answer.
+        if named in self._kept and (running.frozen_at is None or self._kept[named] is not None):
             return _answer_again(write, self._kept[named])
         if write.key_ms is not None:
             age_ms = self._now_ms - write.key_ms

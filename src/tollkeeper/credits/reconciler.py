@@ -21,11 +21,11 @@ from tollkeeper.credits.errors import AccountNotFound, InvalidRequest, Verificat
 from tollkeeper.credits.freezer import NAMES_TOLD, Freezer, Proven
 from tollkeeper.credits.model import Account, Fault, FaultKind, Point
 from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
-from tollkeeper.credits.reconciliation_store import AccountBesidePoint, Place, ReconciliationStore
+from tollkeeper.credits.reconciliation_store import AccountBesidePoint, ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.verification import PointsVerifier
-from tollkeeper.credits.verification_store import END, START
-from tollkeeper.credits.verifier import place_at
+from tollkeeper.credits.verification_store import END, START, Place
+from tollkeeper.credits.verifier import cursor_of, place_at
 from tollkeeper.database.connect import is_connection_lost, is_retryable, is_schema_missing
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
@@ -308,7 +308,7 @@ class Reconciler:
             connection, _place_of(after, START), END, ACCOUNTS_ALONE
         )
         is_last = len(places) < ACCOUNTS_ALONE
-        return places, None if is_last else f"{places[-1][0]}/{places[-1][1]}"
+        return places, None if is_last else cursor_of(places[-1])
 
     # Suspects ------------------------------------------------------------------------------------
 

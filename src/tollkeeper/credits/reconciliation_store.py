@@ -14,6 +14,7 @@ import msgspec
 
 from tollkeeper.credits.model import Account, Fault, Freeze, Point
 from tollkeeper.credits.store import account_of, copy_rows, faults_of
+from tollkeeper.credits.verification_store import Place
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId
@@ -34,9 +35,6 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "idle_in_transaction_session_timeout": "60s",
 }
 """What the reconciler's connection is opened with."""
-
-Place = tuple[int, str]
-"""Shard and account: where an account stands in the order of keys."""
 
 
 @dataclass(frozen=True, slots=True)

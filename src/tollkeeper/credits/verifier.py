@@ -95,7 +95,7 @@ class LedgerVerifier:
                 break
         if any(fault.fault is FaultKind.SEQUENCE for fault in findings.faults):
             findings.report(await self._missing_partitions(connection))
-        return findings.verification(None if place is END else f"{place[0]}/{place[1]}")
+        return findings.verification(None if place is END else cursor_of(place))
 
     async def _check(
         self,
@@ -152,6 +152,11 @@ def _first_of(page: Sequence[Account]) -> Sequence[Account]:
         if transactions >= STRETCH_TRANSACTIONS:
             return page[:count]
     return page
+
+
+def cursor_of(place: Place) -> str:
+    """Return the cursor behind which a walk goes on."""
+    return f"{place[0]}/{place[1]}"
 
 
 def place_at(cursor: str) -> Place:
