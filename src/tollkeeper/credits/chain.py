@@ -11,7 +11,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Point, Transaction
-from tollkeeper.kernel.ids import AccountId, TenantId
+from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
 
 CHAIN_VERSION = 1
 """First byte of everything hashed; a new way to hash gets a new number."""
@@ -175,6 +175,24 @@ def fields_of(unlinked_transaction: bytes) -> tuple[tuple[str, bytes | None], ..
     return tuple(zip(names, values, strict=True))
 
 
+def row_faults(account: Account) -> list[Fault]:
+    """Return what is wrong with an account's own row, whatever its chain says."""
+    found = []
+    if account.shard != shard_of(account.account_id):
+        found.append(f"the account is in shard {account.shard}, where nothing looks for it")
+    numbers = (account.balance, account.reserved, account.version)
+    if not account.tenant_id or not account.head_hash or MISSING in numbers:
+        found.append("a value of the account is missing")
+    # Infinity, and what no calendar has, comes without a time zone.
+    moments = (account.created_at, account.next_expiry, account.frozen_at)
+    if any(moment is not None and moment.tzinfo is None for moment in moments):
+        found.append("a time of the account is none")
+    return [
+        Fault(account_id=account.account_id, sequence=0, fault=FaultKind.ACCOUNT, detail=detail)
+        for detail in found
+    ]
+
+
 class AccountVerifier:
     """Checks one account: feed its transactions in order of sequence, then `finish`.
 
@@ -302,16 +320,7 @@ class AccountVerifier:
             self._report(
                 0, FaultKind.HEAD, "the account's head is not the hash of its last transaction"
             )
-        if (
-            not account.tenant_id
-            or not account.head_hash
-            or MISSING in (account.balance, account.reserved, account.version)
-        ):
-            self._report(0, FaultKind.ACCOUNT, "a value of the account is missing")
-        # Infinity, and what no calendar has, comes without a time zone.
-        for moment in (account.created_at, account.next_expiry, account.frozen_at):
-            if moment is not None and moment.tzinfo is None:
-                self._report(0, FaultKind.ACCOUNT, "a time of the account is none")
+        self.faults += row_faults(account)
 
     def _report(self, sequence: int, fault: FaultKind, detail: str) -> None:
         self.faults.append(

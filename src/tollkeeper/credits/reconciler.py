@@ -17,6 +17,7 @@ from typing import Final
 
 import structlog
 
+from tollkeeper.credits.chain import row_faults
 from tollkeeper.credits.errors import AccountNotFound, InvalidRequest, VerificationRunning
 from tollkeeper.credits.freezer import NAMES_TOLD, Freezer, Proven
 from tollkeeper.credits.model import Account, Fault, FaultKind, Point
@@ -53,8 +54,6 @@ PAUSE_S: Final = 0.5
 
 PAUSE_LIMIT_S: Final = 600.0
 """And at most, however long a piece took."""
-
-_MISSING: Final = -(2**63)  # a number that is null, see `accounts_beside_reconciled`
 
 _log = structlog.get_logger(__name__)
 
@@ -235,8 +234,7 @@ class Reconciler:
             is_whole = count < most or end.sequence >= account.version
             if is_whole:
                 one.finish()
-            faults = (*_misplaced(account), *one.faults)
-            checked.append(_Checked(account, each.point, end, is_whole, count, faults))
+            checked.append(_Checked(account, each.point, end, is_whole, count, tuple(one.faults)))
         return checked, left
 
     # All chains ----------------------------------------------------------------------------------
@@ -333,7 +331,8 @@ class Reconciler:
         account, point = beside[0].account, beside[0].point
         if account.frozen_at is not None:
             return []
-        faults: Sequence[Fault] = _impossible(account)
+        # What needs no look at the chain, and may not allow one.
+        faults: Sequence[Fault] = row_faults(account)
         if not faults:
             faults = await self._faults_of(connection, place)
         if not faults and by == "recent":
@@ -413,31 +412,6 @@ def _is_of_what_is_stored(error: Exception) -> bool:
         or is_schema_missing(error)
         or isinstance(error, VerificationRunning | TimeoutError)
     )
-
-
-def _misplaced(account: Account) -> tuple[Fault, ...]:
-    if account.shard == shard_of(account.account_id):
-        return ()
-    return _of_account(account, f"it is in shard {account.shard}, where nothing looks for it")
-
-
-def _impossible(account: Account) -> tuple[Fault, ...]:
-    """Return what needs no look at the chain, and may not allow one."""
-    is_missing = (
-        min(account.balance, account.reserved, account.version) == _MISSING
-        or not account.tenant_id
-        or not account.head_hash
-    )
-    if is_missing:
-        return _of_account(account, "a value of it is missing")
-    return _misplaced(account)
-
-
-def _of_account(account: Account, detail: str) -> tuple[Fault, ...]:
-    fault = Fault(
-        account_id=account.account_id, sequence=0, fault=FaultKind.ACCOUNT, detail=detail
-    )  # fmt: skip
-    return (fault,)
 
 
 def _sequence_of(point: Point | None) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 from tollkeeper.credits.chain import AccountVerifier
 from tollkeeper.credits.chain_rows import ChainRows
 from tollkeeper.credits.model import Account, Fault, FaultKind, Kind, Point, Verification
-from tollkeeper.kernel.ids import AccountId, shard_of
+from tollkeeper.kernel.ids import AccountId
 
 FAULTS_LIMIT: Final = 1_000
 """Faults reported by one verification; `more_faults` says that there are others."""
@@ -118,12 +118,6 @@ class StretchVerifier:
     def _begin(self, account: Account) -> None:
         self._account, self._verifier = account, AccountVerifier(account)
         self._next = next(self._ahead, None)
-        if account.shard != shard_of(account.account_id):
-            fault = Fault(
-                account_id=account.account_id, sequence=0, fault=FaultKind.ACCOUNT,
-                detail=f"the account is in shard {account.shard}, where nothing looks for it",
-            )  # fmt: skip
-            self._findings.report((fault,))
 
     def _end(self) -> None:
         findings, stray = self._findings, self._stray
