@@ -4,13 +4,14 @@ Decides nothing.
 """
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
 from tollkeeper.credits.checkpoint import Checkpoint, Leaf
 from tollkeeper.database.driver import Connection, Row
+from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId
 
@@ -54,25 +55,22 @@ class CheckpointStore:
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
 
-    @asynccontextmanager
-    async def maker_lock(self, connection: Connection) -> AsyncIterator[bool]:
+    def maker_lock(self, connection: Connection) -> AbstractAsyncContextManager[bool]:
         """Hold the right to make checkpoints; yields False when another session has it."""
-        held: bool = await connection.fetchval(self._sql["take_checkpoint_lock"])
-        try:
-            yield held
-        finally:
-            if held and not connection.is_closed():
-                await connection.fetchval(self._sql["release_checkpoint_lock"])
+        return session_lock(
+            connection, self._sql["take_checkpoint_lock"], self._sql["release_checkpoint_lock"]
+        )
 
-    @asynccontextmanager
-    async def publication_lock(self, connection: Connection, target: bytes) -> AsyncIterator[bool]:
+    def publication_lock(
+        self, connection: Connection, target: bytes
+    ) -> AbstractAsyncContextManager[bool]:
         """Hold the right to publish to a target; yields False when another session has it."""
-        held: bool = await connection.fetchval(self._sql["take_publication_lock"], target)
-        try:
-            yield held
-        finally:
-            if held and not connection.is_closed():
-                await connection.fetchval(self._sql["release_publication_lock"], target)
+        return session_lock(
+            connection,
+            self._sql["take_publication_lock"],
+            self._sql["release_publication_lock"],
+            target,
+        )
 
     async def last(self, connection: Connection) -> tuple[datetime, KeptCheckpoint | None]:
         """Return the database's time of this unit of work, and the newest checkpoint."""

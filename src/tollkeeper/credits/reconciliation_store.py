@@ -3,8 +3,8 @@
 Decides nothing. Acts as the owner of the schema, where a method writes.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -16,6 +16,7 @@ from tollkeeper.credits.model import Account, Fault, Freeze, Point
 from tollkeeper.credits.store import account_of, copy_rows, faults_of
 from tollkeeper.credits.verification_store import Place
 from tollkeeper.database.driver import Connection, Row
+from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId
 
@@ -79,15 +80,13 @@ class ReconciliationStore:
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
 
-    @asynccontextmanager
-    async def reconciler_lock(self, connection: Connection) -> AsyncIterator[bool]:
+    def reconciler_lock(self, connection: Connection) -> AbstractAsyncContextManager[bool]:
         """Hold the right to reconcile; yields False when another session has it."""
-        held: bool = await connection.fetchval(self._sql["take_reconciliation_lock"])
-        try:
-            yield held
-        finally:
-            if held and not connection.is_closed():
-                await connection.fetchval(self._sql["release_reconciliation_lock"])
+        return session_lock(
+            connection,
+            self._sql["take_reconciliation_lock"],
+            self._sql["release_reconciliation_lock"],
+        )
 
     async def standing(self, connection: Connection) -> Standing:
         """Count what stands badly, in one snapshot."""

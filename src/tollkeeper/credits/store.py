@@ -5,8 +5,8 @@ for each column: in batches of 28 an operation then costs Python 28.6 µs instea
 PostgreSQL 30.1 µs instead of 33.5 µs.
 """
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -39,6 +39,7 @@ from tollkeeper.credits.model import (
     Write,
 )
 from tollkeeper.database.driver import Connection, Row
+from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
@@ -322,15 +323,11 @@ class LedgerStore:
         )
         return made
 
-    @asynccontextmanager
-    async def maintenance_lock(self, connection: Connection) -> AsyncIterator[bool]:
+    def maintenance_lock(self, connection: Connection) -> AbstractAsyncContextManager[bool]:
         """Hold the right to maintain partitions; yields False when another session has it."""
-        held: bool = await connection.fetchval(self._sql["take_maintenance"])
-        try:
-            yield held
-        finally:
-            if held and not connection.is_closed():
-                await connection.fetchval(self._sql["release_maintenance"])
+        return session_lock(
+            connection, self._sql["take_maintenance"], self._sql["release_maintenance"]
+        )
 
     async def drop_expired_keys(self, connection: Connection) -> tuple[str, ...]:
         """Remove key partitions older than the retention; return their names.
