@@ -149,12 +149,16 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 class Fault(msgspec.Struct, frozen=True):
-    """One place where the ledger is not what it must be; without an account: as a whole."""
+    """One place where the ledger is not what it must be; without an account: as a whole.
+
+    `about` is the hold, or the transaction that was refunded, where it is one of these.
+    """
 
     account_id: str | None
     sequence: int
     fault: str
     detail: str
+    about: str | None = None
 
 
 class FrozenAccount(msgspec.Struct, frozen=True):

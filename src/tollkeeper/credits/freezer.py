@@ -7,7 +7,6 @@ found, by value: whatever stands there afterwards is new.
 
 import asyncio
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -17,7 +16,7 @@ import msgspec
 import structlog
 
 from tollkeeper.credits.evidence import EvidenceFolder
-from tollkeeper.credits.model import Fault, FaultKind, Point
+from tollkeeper.credits.model import Fault, Point
 from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
 from tollkeeper.credits.reconciliation_store import (
     EvidenceNote,
@@ -44,9 +43,6 @@ NAMES_TOLD: Final = 5
 """Accounts beyond the limit that a line in the log names."""
 
 _LAST_SEQUENCE: Final = 2**63 - 1
-_SIDE_FAULTS: Final = frozenset((FaultKind.HOLD, FaultKind.REFUND))
-# Verification names a hold, or what was refunded, by its id.
-_ROW_ID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 _log = structlog.get_logger(__name__)
 
@@ -233,10 +229,7 @@ class Freezer:
 
 def _key_of(fault: Fault) -> int | UUID | None:
     """Return what a fault is about: a row, a hold or refund, or None: the account's own row."""
-    if fault.sequence > 0:
-        return fault.sequence
-    found = _ROW_ID.search(fault.detail) if fault.fault in _SIDE_FAULTS else None
-    return None if found is None else UUID(found[0])
+    return fault.sequence if fault.sequence > 0 else fault.about
 
 
 def _document(point: Point) -> dict[str, object]:

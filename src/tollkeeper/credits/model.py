@@ -356,13 +356,15 @@ class FaultKind(StrEnum):
 class Fault(msgspec.Struct, frozen=True, kw_only=True):
     """One place where the ledger does not hold together; `sequence` 0 is the account row itself.
 
-    Without an account it is the ledger as a whole.
+    Without an account it is the ledger as a whole. `about` is the hold, or the transaction that was
+    refunded, where it is one of these.
     """
 
     account_id: AccountId | None
     sequence: int
     fault: FaultKind
     detail: str
+    about: TransactionId | None = None
 
 
 class Freeze(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,7 @@ from tollkeeper.credits.model import Account
 from tollkeeper.credits.store import account_of, copy_rows
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.queries import load_queries
-from tollkeeper.kernel.ids import AccountId, TenantId
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
 Place = tuple[int, str]
 """A shard and an account id: the order in which accounts are walked."""
@@ -54,7 +54,7 @@ class WrongRow:
     """
 
     account_id: AccountId
-    row_id: str
+    row_id: TransactionId
     is_beyond: bool
 
 
@@ -97,7 +97,7 @@ class VerificationStore:
         """Return holds that are not what the transactions say of them, or took too much."""
         rows = await connection.fetch(self._sql["wrong_holds"], *stretch.bounds, limit)
         return [
-            WrongRow(AccountId(row["account_id"]), str(row["hold_id"]), row["is_beyond"])
+            WrongRow(AccountId(row["account_id"]), TransactionId(row["hold_id"]), row["is_beyond"])
             for row in rows
         ]
 
@@ -114,7 +114,9 @@ class VerificationStore:
         """Return transactions of which more or less was refunded than the rows say, or too much."""
         rows = await connection.fetch(self._sql["wrong_refunds"], *stretch.bounds, limit)
         return [
-            WrongRow(AccountId(row["account_id"]), str(row["transaction_id"]), row["is_beyond"])
+            WrongRow(
+                AccountId(row["account_id"]), TransactionId(row["transaction_id"]), row["is_beyond"]
+            )
             for row in rows
         ]
 

@@ -176,18 +176,22 @@ def _place_of(account: Account) -> Place:
 
 
 def _hold_fault(wrong: WrongRow) -> Fault:
-    what = (
-        f"the account's transactions take more of hold {wrong.row_id} than it allows"
-        if wrong.is_beyond
-        else f"hold {wrong.row_id} is not what the account's transactions say"
-    )
-    return Fault(account_id=wrong.account_id, sequence=0, fault=FaultKind.HOLD, detail=what)
+    if wrong.is_beyond:
+        detail = f"the account's transactions take more of hold {wrong.row_id} than it allows"
+    else:
+        detail = f"hold {wrong.row_id} is not what the account's transactions say"
+    return _fault_about(wrong, FaultKind.HOLD, detail)
 
 
 def _refund_fault(wrong: WrongRow) -> Fault:
-    what = (
-        f"the account's transactions give back more of {wrong.row_id} than it took"
-        if wrong.is_beyond
-        else f"what was refunded of {wrong.row_id} is not what the account's transactions say"
+    if wrong.is_beyond:
+        detail = f"the account's transactions give back more of {wrong.row_id} than it took"
+    else:
+        detail = f"what was refunded of {wrong.row_id} is not what the account's transactions say"
+    return _fault_about(wrong, FaultKind.REFUND, detail)
+
+
+def _fault_about(wrong: WrongRow, kind: FaultKind, detail: str) -> Fault:
+    return Fault(
+        account_id=wrong.account_id, sequence=0, fault=kind, detail=detail, about=wrong.row_id
     )
-    return Fault(account_id=wrong.account_id, sequence=0, fault=FaultKind.REFUND, detail=what)

@@ -216,8 +216,10 @@ async def test_several_makers_make_one_chain(
     async def make(seed: int) -> None:
         chosen = random.Random(seed)
         async with running_maker(credits_dsn, file=file) as maker:
-            for _ in range(15):
+            made = 0
+            while made < 5:  # however often another one is at it
                 await ledger.execute(consume(chosen.choice(NAMES), 1))
+                made += await maker.make() is not None
                 await maker.round()
 
     await asyncio.gather(*(make(seed) for seed in range(3)))
@@ -228,7 +230,7 @@ async def test_several_makers_make_one_chain(
 
     assert notes == notes_of(file)
     assert (len(notes), 0, ()) == (found.checkpoints, found.repeated, found.faults)
-    assert len(notes) > 3  # how many depends on who was at it when
+    assert len(notes) >= 15
 
 
 async def test_a_maker_that_is_killed_leaves_whole_checkpoints_and_a_file_that_goes_on(
