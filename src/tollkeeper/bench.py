@@ -12,7 +12,8 @@ from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.load import Latencies, Tally, run_batches, run_closed_loop
 from tollkeeper.client.messages import Operation
 from tollkeeper.client.summary import (
-    counts_text,
+    Facts,
+    counts_fact,
     quantiles_document,
     quantiles_text,
     tally_document,
@@ -174,11 +175,11 @@ class BatchTally:
             "batch_latency": quantiles_document(self.latencies.quantiles()),
         }
 
-    def facts(self) -> tuple[tuple[str, str], ...]:
+    def facts(self) -> Facts:
         """Return the tally for the screen."""
         rate = f"{self.rate_per_s:,.0f}/s"
         return (
             ("operations", f"{self.accepted:,} in {self.elapsed_s:,.1f} s: {rate}"),
             ("batch latency", quantiles_text(self.latencies.quantiles())),
-            ("failed", counts_text(self.failed, good="none", mark="\0bad:")),
+            counts_fact("failed", self.failed, tone="bad"),
         )

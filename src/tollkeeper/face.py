@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tollkeeper.client.credits import CreditsClient
     from tollkeeper.client.keys import KeysClient
     from tollkeeper.client.messages import IssuedKey
-    from tollkeeper.client.terminal import Listing, Screen
+    from tollkeeper.client.terminal import Fact, Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
 
 _Result = TypeVar("_Result")
@@ -121,7 +121,7 @@ class Face:
         """Print JSON documents to standard output, one a line."""
         self.screen(as_json=True).json_lines(documents)
 
-    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+    def facts(self, title: str, facts: "Sequence[Fact]") -> None:
         """Print named facts below each other."""
         self.screen().facts(title, facts)
 

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import asdict
 
 from tollkeeper.client.load import Audit, Quantiles, Tally
+from tollkeeper.client.terminal import Fact
 
-Facts = tuple[tuple[str, str], ...]
+Facts = tuple[Fact, ...]
 
 
 def tally_document(tally: Tally) -> dict[str, object]:
@@ -52,8 +53,8 @@ def tally_facts(tally: Tally) -> Facts:
         ("latency", quantiles_text(tally.latencies.quantiles())),
         ("charged", f"{tally.charged:,} for {tally.charged_units:,} units"),
         ("replayed", _replayed_text(tally)),
-        ("refused", counts_text(tally.refused, good="none", mark="\0warn:")),
-        ("failed", counts_text(tally.failed, good="none", mark="\0bad:")),
+        counts_fact("refused", tally.refused, tone="warn"),
+        counts_fact("failed", tally.failed, tone="bad"),
     )
 
 
@@ -61,15 +62,15 @@ def audit_facts(audit: Audit) -> Facts:
     """Say whether every unit is accounted for and whether the chain holds."""
     sums = f"balances {audit.balances:,} + consumed {audit.consumed:,}"
     if audit.is_conserved:
-        conservation = f"\0ok:{sums} = topped up"
+        conservation = (f"{sums} = topped up", "good")
     else:
-        conservation = f"\0bad:{sums} is not what was topped up"
+        conservation = (f"{sums} is not what was topped up", "bad")
     chain = f"{audit.transactions:,} transactions of {audit.accounts:,} accounts verified"
-    faults = f"\0bad:{chain}: {len(audit.faults):,} faults, see `tollkeeper credits verify`"
+    faults = f"{chain}: {len(audit.faults):,} faults, see `tollkeeper credits verify`"
     return (
         ("topped up", f"{audit.topped_up:,} units"),
-        ("conservation", conservation),
-        ("chain", faults if audit.faults else f"\0ok:{chain}"),
+        ("conservation", *conservation),
+        ("chain", faults, "bad") if audit.faults else ("chain", chain, "good"),
     )
 
 
@@ -83,12 +84,11 @@ def quantiles_text(quantiles: Quantiles | None) -> str:
     )
 
 
-def counts_text(counts: Counter[str], *, good: str, mark: str) -> str:
-    """Return counts by name in one line."""
+def counts_fact(name: str, counts: Counter[str], *, tone: str) -> Fact:
+    """Return counts by name in one line, `tone` saying what it means that there are any."""
     if not counts:
-        return good
-    listed = ", ".join(f"{count:,} {name}" for name, count in counts.most_common())
-    return f"{mark}{listed}"
+        return (name, "none")
+    return (name, ", ".join(f"{count:,} {each}" for each, count in counts.most_common()), tone)
 
 
 def _replayed_text(tally: Tally) -> str:

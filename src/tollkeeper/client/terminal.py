@@ -30,8 +30,10 @@ REFRESH_S = 0.2
 """Time between two looks of the progress bar; each costs the load generator about a millisecond."""
 
 
-MARK = "\0"
-"""Before what colours a value: no text of a ledger has it, so that none colours itself."""
+Fact = tuple[str, str] | tuple[str, str, str]
+"""A name, a value, and where it matters whether that is `good`, `bad` or a warning (`warn`)."""
+
+_STYLES = {"good": "green", "bad": "bold red", "warn": "yellow"}
 
 
 class Screen:
@@ -62,13 +64,14 @@ class Screen:
         if not self.as_json:
             self._err.print(f"[yellow]{_escaped(text)}[/yellow]", soft_wrap=True)
 
-    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
-        """Print named facts below each other; `MARK` and `ok:`, `bad:`, `warn:` colour a value."""
+    def facts(self, title: str, facts: Sequence[Fact]) -> None:
+        """Print named facts below each other."""
         grid = Table.grid(padding=(0, 2))
         grid.add_column(style="cyan", no_wrap=True)
         grid.add_column(overflow="fold")
-        for name, value in facts:
-            grid.add_row(f"  {_escaped(name)}", _coloured(value))
+        for name, value, *tone in facts:
+            style = _STYLES[tone[0]] if tone else ""
+            grid.add_row(f"  {_escaped(name)}", Text(visible(value), style=style))
         self._out.print(f"\n[bold]{_escaped(title)}[/bold]")
         self._out.print(grid)
 
@@ -189,10 +192,3 @@ async def _repeat(look: Callable[[], None]) -> None:
 
 def _escaped(text: str) -> str:
     return escape(visible(text))
-
-
-def _coloured(value: str) -> Text:
-    for mark, style in (("ok:", "green"), ("bad:", "bold red"), ("warn:", "yellow")):
-        if value.startswith(f"{MARK}{mark}"):
-            return Text(visible(value.removeprefix(f"{MARK}{mark}")), style=style)
-    return Text(visible(value))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, Protocol, TypeVar, cast
 
 import typer
 
-from tollkeeper.credits.cli import AsJson, Ledger, Terminal, app, terminal_of
+from tollkeeper.credits.cli import AsJson, Ledger, PageView, Terminal, app, terminal_of
 from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
 
 if TYPE_CHECKING:
@@ -96,15 +96,6 @@ class CheckpointView(Protocol):
     def note(self) -> str: ...
 
 
-class CheckpointPageView(Protocol):
-    """A page of checkpoints."""
-
-    @property
-    def items(self) -> Sequence[CheckpointView]: ...
-    @property
-    def next(self) -> str | None: ...
-
-
 class LeafView(Protocol):
     """The head of an account under a checkpoint."""
 
@@ -147,7 +138,7 @@ class AuditLedger(Ledger, Protocol):
         """Check one account, or all; `watch` is told how far it is."""
         ...
 
-    async def checkpoints(self, *, after: int = ..., limit: int = ...) -> CheckpointPageView:
+    async def checkpoints(self, *, after: int = ..., limit: int = ...) -> PageView[CheckpointView]:
         """Return a page of checkpoints."""
         ...
 

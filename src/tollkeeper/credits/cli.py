@@ -27,6 +27,7 @@ PAGE_LIMIT = 1_000
 _HISTORY_COLUMNS = ("#sequence", "time (UTC)", "kind", "#amount", "#balance", "description")
 
 _Result = TypeVar("_Result")
+_Item = TypeVar("_Item", covariant=True)  # noqa: PLC0105  # called like `_Result`
 
 
 class AccountView(Protocol):
@@ -86,11 +87,11 @@ class ReceiptView(Protocol):
     def replayed(self) -> bool: ...
 
 
-class PageView(Protocol):
-    """What is printed of a page of history."""
+class PageView(Protocol[_Item]):
+    """What is printed of a page, and the cursor of the one behind it."""
 
     @property
-    def items(self) -> Sequence[TransactionView]: ...
+    def items(self) -> Sequence[_Item]: ...
     @property
     def next(self) -> str | None: ...
 
@@ -134,7 +135,7 @@ class Ledger(Protocol):
 
     async def page(
         self, account_id: str, *, after: str | None = None, limit: int = ...
-    ) -> PageView:
+    ) -> PageView[TransactionView]:
         """Return a page of history."""
         ...
 
@@ -145,6 +146,10 @@ class Listing(Protocol):
     def add(self, rows: Sequence[Sequence[str]]) -> None:
         """Print rows below those before."""
         ...
+
+
+Fact = tuple[str, str] | tuple[str, str, str]
+"""A name, a value, and where it matters whether that is `good`, `bad` or a warning (`warn`)."""
 
 
 class Terminal(Protocol):
@@ -162,7 +167,7 @@ class Terminal(Protocol):
         """Print JSON documents to standard output, one a line."""
         ...
 
-    def facts(self, title: str, facts: Sequence[tuple[str, str]]) -> None:
+    def facts(self, title: str, facts: Sequence[Fact]) -> None:
         """Print named facts below each other."""
         ...
 
@@ -290,18 +295,34 @@ def history(
         page = terminal.call(lambda ledger: ledger.page(account_id, after=after, limit=size))
         terminal.json(page)
         return
-    # Printed page by page: an account may have more transactions than memory holds.
-    show = terminal.json_lines if as_json else _history_table(terminal, account_id)
+    print_pages(
+        terminal,
+        lambda ledger, behind: ledger.page(account_id, after=behind, limit=size),
+        terminal.json_lines if as_json else _history_table(terminal, account_id),
+        after=after,
+        everything=everything,
+    )
 
-    async def read(ledger: Ledger) -> str | None:
-        page = await ledger.page(account_id, after=after, limit=size)
+
+def print_pages(
+    terminal: Terminal,
+    read: Callable[[Ledger, str | None], Awaitable[PageView[_Item]]],
+    show: Callable[[Sequence[_Item]], None],
+    *,
+    after: str | None,
+    everything: bool,
+) -> None:
+    """Print the page behind a cursor, or all pages: as they come, there may be more than memory."""
+
+    async def each(ledger: Ledger) -> str | None:
+        page = await read(ledger, after)
         show(page.items)
         while everything and page.next is not None:
-            page = await ledger.page(account_id, after=page.next, limit=size)
+            page = await read(ledger, page.next)
             show(page.items)
         return page.next
 
-    cursor = terminal.call(read)
+    cursor = terminal.call(each)
     if cursor is not None:
         terminal.facts("There is more", (("next page", f"--after {cursor}"),))
 
@@ -364,7 +385,7 @@ def _print_account(terminal: Terminal, account: AccountView, *, as_json: bool) -
         terminal.json(account)
         return
     frozen_at = account.frozen_at
-    frozen = () if frozen_at is None else (("frozen since", f"\0bad:{moment_text(frozen_at)}"),)
+    frozen = () if frozen_at is None else (("frozen since", moment_text(frozen_at), "bad"),)
     terminal.facts(
         f"Account {account.account_id}",
         (

@@ -16,10 +16,12 @@ from tollkeeper.credits.cli import (
     AsJson,
     Key,
     Ledger,
+    PageView,
     ReceiptView,
     Terminal,
     TransactionView,
     moment_text,
+    print_pages,
     print_receipt,
     terminal_of,
 )
@@ -54,15 +56,6 @@ class FrozenView(Protocol):
     def evidence_problem(self) -> str | None: ...
 
 
-class FrozenPageView(Protocol):
-    """A page of frozen accounts."""
-
-    @property
-    def items(self) -> Sequence[FrozenView]: ...
-    @property
-    def next(self) -> str | None: ...
-
-
 class LiftedView(TransactionView, Protocol):
     """What is printed of a lifting."""
 
@@ -86,7 +79,7 @@ class FreezeLedger(Ledger, Protocol):
         """Lift a freeze."""
         ...
 
-    async def frozen(self, *, after: str | None = None, limit: int = ...) -> FrozenPageView:
+    async def frozen(self, *, after: str | None = None, limit: int = ...) -> PageView[FrozenView]:
         """Return a page of frozen accounts."""
         ...
 
@@ -112,7 +105,7 @@ def unfreeze(
     terminal.facts(
         "Lifted, and not whole",
         (
-            ("still wrong" if faults else "still wrong?", f"\0warn:{found}"),
+            ("still wrong" if faults else "still wrong?", found, "warn"),
             ("see", f"tollkeeper credits verify {account_id}"),
         ),
     )
@@ -138,19 +131,13 @@ def frozen(
         page = terminal.call(lambda ledger: _freezing(ledger).frozen(after=after, limit=size))
         terminal.json(page)
         return
-    show = terminal.json_lines if as_json else _shown(terminal)
-
-    async def read(ledger: Ledger) -> str | None:
-        page = await _freezing(ledger).frozen(after=after, limit=size)
-        show(page.items)
-        while everything and page.next is not None:
-            page = await _freezing(ledger).frozen(after=page.next, limit=size)
-            show(page.items)
-        return page.next
-
-    cursor = terminal.call(read)
-    if cursor is not None:
-        terminal.facts("There is more", (("next page", f"--after {cursor}"),))
+    print_pages(
+        terminal,
+        lambda ledger, behind: _freezing(ledger).frozen(after=behind, limit=size),
+        terminal.json_lines if as_json else _shown(terminal),
+        after=after,
+        everything=everything,
+    )
 
 
 def _shown(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
@@ -163,7 +150,9 @@ def _shown(terminal: Terminal) -> Callable[[Sequence[FrozenView]], None]:
             terminal.facts(
                 item.account_id,
                 (
-                    ("tenant", item.tenant_id or "\0bad:unknown: the account's row is gone"),
+                    ("tenant", item.tenant_id)
+                    if item.tenant_id
+                    else ("tenant", "unknown: the account's row is gone", "bad"),
                     ("frozen since (UTC)", moment_text(item.frozen_at)),
                     ("found", _found(item.faults)),
                     ("evidence", item.evidence or f"none: {item.evidence_problem}"),
