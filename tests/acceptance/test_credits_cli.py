@@ -153,7 +153,7 @@ async def test_verify_finds_an_edited_row(service: Service) -> None:
 @pytest.mark.parametrize("is_wrong", [True, False])
 async def test_a_verification_that_fails_on_its_way_shows_what_it_found(is_wrong: bool) -> None:
     sums = {"accounts": 1, "transactions": 2, "topped_up": 9, "consumed": 4, "balance": 5}
-    fault = {"account_id": "evil", "sequence": 3, "fault": "head", "detail": "x"}
+    fault = {"account_id": "evil", "sequence": 3, "fault": "head", "detail": "x", "about": None}
     first = {**sums, "faults": [fault] * is_wrong, "more_faults": False, "next": "7/evil"}
     problem = {"type": "urn:x", "title": "Broken", "status": 400, "detail": "cannot go on"}
     async with peer([answer(200, first), answer(400, problem)] * 2) as other:

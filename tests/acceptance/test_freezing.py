@@ -179,7 +179,9 @@ def what_an_operator_sees(watched: Watched) -> None:
 
     assert "ann" in table.out
     assert item["evidence"] in table.out
-    assert "frozen since" in service.run("credits", "balance", "ann").out
+    balance = service.run("credits", "balance", "ann").out
+    assert "frozen since" in balance
+    assert not {"bad:", "warn:", "\0"} & {*table.out.split(), *balance.split(), *balance}
     assert ("warning", "ann", "acme") == (told["level"], told["account"], told["tenant"])
     assert item["evidence"] == told["evidence"]
     assert 1000 == document["rows"][0]["balance"]

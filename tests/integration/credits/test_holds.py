@@ -292,6 +292,7 @@ async def test_verification_finds_tampered_holds_and_refunds(
     found = await funded.service.verify(None, None, after=None)
 
     assert [ANN] == [fault.account_id for fault in found.faults]
+    assert [True] == [str(fault.about) in fault.detail for fault in found.faults]
 
 
 @pytest.mark.parametrize(
