@@ -9,10 +9,10 @@ from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
 
 from tollkeeper.credits import errors, requests
-from tollkeeper.credits.api import AnyRequest, answer, whole_number
+from tollkeeper.credits.api import AnyRequest, answer, page_limit, whole_number
 from tollkeeper.credits.audit_messages import CheckpointPage, LeafPage, LinkPage, ProofView
-from tollkeeper.credits.auditor import CHECKPOINTS_LIMIT, LEAVES_LIMIT, LINKS_LIMIT, Auditor
-from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, EXAMPLE_ID, PAGE_DEFAULT
+from tollkeeper.credits.auditor import Auditor
+from tollkeeper.credits.route_facts import ACCOUNT_ID, AFTER, EXAMPLE_ID, LIMIT
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.answer import JsonAnswer
@@ -45,7 +45,7 @@ class AuditApi:
     async def read_checkpoints(self, request: AnyRequest) -> JsonAnswer:
         """Read a page of signed checkpoints, oldest first."""
         authorize(request.scope, Scope.CREDITS_READ)
-        after, limit = _page_of(request, CHECKPOINTS_LIMIT)
+        after, limit = _page_of(request)
         return answer(await self._auditor.checkpoints(after=after, limit=limit), 200)
 
     async def read_leaves(self, request: AnyRequest) -> JsonAnswer:
@@ -54,7 +54,7 @@ class AuditApi:
         A key that is bound to a tenant gets other tenants' leaves as hashes: enough for the root.
         """
         principal = authorize(request.scope, Scope.CREDITS_READ)
-        start, limit = _page_of(request, LEAVES_LIMIT)
+        start, limit = _page_of(request)
         number = whole_number("number", request.scope["path_params"]["number"], 1, MAX_AMOUNT_MINOR)
         found = await self._auditor.leaves(number, principal.tenant_id, after=start, limit=limit)
         return answer(found, 200)
@@ -74,18 +74,17 @@ class AuditApi:
         A hash is the SHA-256 of the first byte of `hashed`, the hash before it, and the rest.
         """
         principal = authorize(request.scope, Scope.CREDITS_READ)
-        after, limit = _page_of(request, LINKS_LIMIT)
+        after, limit = _page_of(request)
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
         found = await self._auditor.links(account_id, principal.tenant_id, after=after, limit=limit)
         return answer(found, 200)
 
 
-def _page_of(request: AnyRequest, most: int) -> tuple[int, int]:
+def _page_of(request: AnyRequest) -> tuple[int, int]:
     """Return `after` and `limit` of a request for a page."""
     query = query_of(request.scope, "after", "limit")
     after = whole_number("after", query.get("after", "0"), 0, MAX_AMOUNT_MINOR)
-    limit = whole_number("limit", query.get("limit", str(PAGE_DEFAULT)), 1, most)
-    return after, limit
+    return after, page_limit(query)
 
 
 _NUMBER = Parameter(
@@ -106,22 +105,11 @@ _TRANSACTION_ID = Parameter(
 )
 
 
-def _limit(most: int) -> Parameter:
-    return Parameter(
-        name="limit",
-        param_in="query",
-        required=False,
-        description="items in the page",
-        schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=most, default=PAGE_DEFAULT),
-        example=10,
-    )
-
-
 _CHECKPOINTS = RouteFacts(
     summary="Read the signed checkpoints",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(AFTER, _limit(CHECKPOINTS_LIMIT)),
+    parameters=(AFTER, LIMIT),
     answers={200: Answer(description="a page, oldest first", view=CheckpointPage)},
     problems=(errors.InvalidRequest,),
 )
@@ -129,7 +117,7 @@ _LEAVES = RouteFacts(
     summary="Read the leaves of a checkpoint",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(_NUMBER, AFTER, _limit(LEAVES_LIMIT)),
+    parameters=(_NUMBER, AFTER, LIMIT),
     answers={200: Answer(description="a page, in the order of the tree", view=LeafPage)},
     problems=(errors.InvalidRequest, errors.CheckpointNotFound),
 )
@@ -145,7 +133,7 @@ _LINKS = RouteFacts(
     summary="Read the links of an account's chain",
     tag="audit",
     scope=Scope.CREDITS_READ,
-    parameters=(ACCOUNT_ID, AFTER, _limit(LINKS_LIMIT)),
+    parameters=(ACCOUNT_ID, AFTER, LIMIT),
     answers={200: Answer(description="a page, oldest first", view=LinkPage)},
     problems=(errors.InvalidRequest, errors.AccountNotFound),
 )

@@ -40,14 +40,8 @@ from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
 
-CHECKPOINTS_LIMIT: Final = 1_000
-"""Most checkpoints in one page."""
-
-LEAVES_LIMIT: Final = 1_000
-"""Most leaves in one page."""
-
 LINKS_LIMIT: Final = 1_000
-"""Most links of a chain in one page, and with a proof."""
+"""Most links that come with a proof; more come page by page."""
 
 
 class Auditor:

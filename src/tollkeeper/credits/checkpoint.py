@@ -5,8 +5,6 @@ our own that chain it: its number, its time, and the SHA-256 of the text before 
 signs (`note.py`) nor reads the ledger.
 """
 
-import base64
-import binascii
 import hashlib
 import re
 import struct
@@ -16,6 +14,7 @@ import msgspec
 
 from tollkeeper.credits.errors import NoteInvalid
 from tollkeeper.credits.merkle import HASH_BYTES, leaf_hash
+from tollkeeper.credits.note import base64_of, bytes_of
 
 LEAF_VERSION = 1
 """First byte of every leaf; another way to write leaves gets another number."""
@@ -80,8 +79,8 @@ class Checkpoint(msgspec.Struct, frozen=True, kw_only=True):
         """Return the text to be signed."""
         time = self.made_at.astimezone(UTC).isoformat(timespec="microseconds")
         return (
-            f"{self.origin}\n{self.leaves}\n{_encode(self.root)}\nnumber {self.number}\n"
-            f"time {time.removesuffix('+00:00')}Z\nprevious {_encode(self.previous)}\n"
+            f"{self.origin}\n{self.leaves}\n{base64_of(self.root)}\nnumber {self.number}\n"
+            f"time {time.removesuffix('+00:00')}Z\nprevious {base64_of(self.previous)}\n"
         )
 
 
@@ -100,7 +99,7 @@ def read_checkpoint(text: str) -> Checkpoint:
         raise NoteInvalid(problem="the checkpoint's time is none") from error
     return Checkpoint(
         origin=found["origin"], number=int(found["number"]), leaves=int(found["leaves"]),
-        root=_decode(found["root"]), made_at=made_at, previous=_decode(found["previous"]),
+        root=_hash_of(found["root"]), made_at=made_at, previous=_hash_of(found["previous"]),
     )  # fmt: skip
 
 
@@ -109,15 +108,8 @@ def digest_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def _encode(value: bytes) -> str:
-    return base64.b64encode(value).decode()
-
-
-def _decode(text: str) -> bytes:
-    try:
-        value = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise NoteInvalid(problem="a hash of the checkpoint is not base64") from error
-    if len(value) != HASH_BYTES or _encode(value) != text:
+def _hash_of(text: str) -> bytes:
+    value = bytes_of(text)
+    if len(value) != HASH_BYTES:
         raise NoteInvalid(problem=f"a hash of the checkpoint has not {HASH_BYTES} bytes")
     return value

@@ -43,7 +43,7 @@ class VerifyingKey:
     @property
     def text(self) -> str:
         """Return the key as it is written in a file."""
-        return f"{self.name}+{self.hash.hex()}+{_encode(_ED25519 + self.public)}"
+        return f"{self.name}+{self.hash.hex()}+{base64_of(_ED25519 + self.public)}"
 
     @cached_property
     def hash(self) -> bytes:
@@ -76,7 +76,7 @@ class SigningKey:
     @property
     def text(self) -> str:
         """Return the key as it is written in a file that nobody else may read."""
-        secret = _encode(_ED25519 + self.seed)
+        secret = base64_of(_ED25519 + self.seed)
         return f"PRIVATE+KEY+{self.name}+{self.verifying.hash.hex()}+{secret}"
 
     def sign(self, text: str) -> str:
@@ -87,7 +87,7 @@ class SigningKey:
         """
         _check_text(text)
         signature = Ed25519PrivateKey.from_private_bytes(self.seed).sign(text.encode())
-        line = f"{SIGNATURE_MARK}{self.name} {_encode(self.verifying.hash + signature)}\n"
+        line = f"{SIGNATURE_MARK}{self.name} {base64_of(self.verifying.hash + signature)}\n"
         return f"{text}\n{line}"
 
 
@@ -203,7 +203,7 @@ def _signature(line: str) -> tuple[str, bytes]:
     name, _, encoded = line.removeprefix(SIGNATURE_MARK).partition(" ")
     if not line.startswith(SIGNATURE_MARK) or _NAME.fullmatch(name) is None:
         raise NoteInvalid(problem="not a note: a line below the text is no signature")
-    signature = _decode(encoded)
+    signature = bytes_of(encoded)
     if len(signature) <= _HASH_BYTES:
         raise NoteInvalid(problem=f"the signature of {name} is too short")
     return name, signature
@@ -217,7 +217,7 @@ def _check_text(text: str) -> None:
 def _parts(text: str) -> tuple[str, str, bytes]:
     name, _, rest = text.partition("+")
     digest, _, encoded = rest.partition("+")
-    material = _decode(encoded)
+    material = bytes_of(encoded)
     if _NAME.fullmatch(name) is None or len(digest) != 2 * _HASH_BYTES:
         raise NoteInvalid(problem="not a key: it is written name+hash+base64")
     if material[:1] != _ED25519 or len(material) != 1 + KEY_BYTES:
@@ -225,15 +225,21 @@ def _parts(text: str) -> tuple[str, str, bytes]:
     return name, digest, material[1:]
 
 
-def _encode(value: bytes) -> str:
+def base64_of(value: bytes) -> str:
+    """Return base64 as notes write it."""
     return base64.b64encode(value).decode()
 
 
-def _decode(text: str) -> bytes:
+def bytes_of(text: str) -> bytes:
+    """Return what base64 stands for.
+
+    Raises:
+        NoteInvalid: it is none, or not as it is written.
+    """
     try:
         value = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
         raise NoteInvalid(problem="not base64") from error
-    if _encode(value) != text:  # bits that nothing says: two notes would be one
+    if base64_of(value) != text:  # bits that nothing says: two notes would be one
         raise NoteInvalid(problem="not base64 as it is written")
     return value

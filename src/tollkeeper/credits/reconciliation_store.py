@@ -13,8 +13,9 @@ from uuid import UUID
 import msgspec
 
 from tollkeeper.credits.model import Account, Fault, Freeze, Point
-from tollkeeper.credits.store import account_of, copy_rows, faults_of
+from tollkeeper.credits.store import account_of, faults_of
 from tollkeeper.credits.verification_store import Place
+from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
@@ -122,7 +123,7 @@ class ReconciliationStore:
         They come in the order of the accounts, in the form of `chain_rows.py`.
         """
         points = [(a.shard, a.account_id, sequence, most) for a, sequence, most in wanted]
-        await copy_rows(connection, self._sql["rows_behind"].removesuffix(";"), points, take=take)
+        await copy_rows(connection, self._sql["rows_behind"], points, take=take)
 
     async def mark(self, connection: Connection, points: Sequence[tuple[Account, Point]]) -> None:
         """Remember up to where accounts agree with their transactions."""

@@ -38,7 +38,7 @@ LIMIT = Parameter(
     name="limit",
     param_in="query",
     required=False,
-    description="transactions in the page",
+    description="items in the page",
     schema=Schema(type=OpenAPIType.INTEGER, minimum=1, maximum=PAGE_LIMIT, default=PAGE_DEFAULT),
     example=10,
 )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from tollkeeper.credits.model import Account
-from tollkeeper.credits.store import account_of, copy_rows
+from tollkeeper.credits.store import account_of
+from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
@@ -63,7 +64,6 @@ class VerificationStore:
 
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
-        self._chains = self._sql["chains"].removesuffix(";")  # COPY takes it in parentheses
 
     async def take_time(self, connection: Connection) -> None:
         """Lift the limit on a statement's time for the caller's unit of work."""
@@ -84,7 +84,7 @@ class VerificationStore:
         self, connection: Connection, stretch: Stretch, take: Callable[[bytes], None]
     ) -> None:
         """Hand the rows of a stretch to `take` as they come, in the form of `chain_rows.py`."""
-        await copy_rows(connection, self._chains, *stretch.bounds, take=take)
+        await copy_rows(connection, self._sql["chains"], *stretch.bounds, take=take)
 
     async def has_side_rows(self, connection: Connection, stretch: Stretch) -> bool:
         """Return whether a stretch has holds or refunds."""
