@@ -43,14 +43,16 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
     program = find_pgbouncer()
     with tempfile.TemporaryDirectory(prefix="pgb-", dir="/tmp") as name:  # a socket's path is short
         folder = Path(name)
-        _write_configuration(folder, dsn, {"default_pool_size": str(server_connections), **settings})
+        _write_configuration(
+            folder, dsn, {"default_pool_size": str(server_connections), **settings}
+        )
         account = choose_account(folder)
         give_to(folder, account)
         command = launch_command(
             [str(program), str(folder / "pgbouncer.ini")],
             death_signal=signal.SIGKILL,
             account=account,
-            reach=[name],
+            reach=[name, _server_folder(dsn)],
         )
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -64,8 +66,8 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
 
 def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) -> None:
     parts = urlsplit(dsn)
-    query = parse_qs(parts.query)
-    server = f"host={query['host'][0]} port={query['port'][0]} user={parts.username}"
+    port = parse_qs(parts.query)["port"][0]
+    server = f"host={_server_folder(dsn)} port={port} user={parts.username}"
     values = {
         "listen_addr": "",
         "listen_port": str(PORT),
@@ -80,6 +82,10 @@ def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) ->
     lines = ["[databases]", f"{parts.path.removeprefix('/')} = {server}", "[pgbouncer]"]
     lines += [f"{key} = {value}" for key, value in values.items()]
     (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+
+
+def _server_folder(dsn: str) -> str:
+    return parse_qs(urlsplit(dsn).query)["host"][0]
 
 
 def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes]) -> None:

@@ -33,9 +33,11 @@ from tollkeeper.credits.reconciliation_store import SESSION_SETTINGS as RECONCIL
 from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
+from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.metrics import PoolCollector
 from tollkeeper.database.pool import Pool
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
@@ -172,12 +174,13 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     clock = SystemClock()
     credits_dsn, access_dsn = dsn_of(settings, "credits"), dsn_of(settings, "access")
     registry = build_registry("credits")
-    connect = connector(credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS)
+    pooler = settings.pooler
+    connect = connector(credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, pooler=pooler)
     timeout_s = settings.acquire_timeout_s
     # Two pools: a page of history must never keep a lane waiting.
     lanes = Pool(connect, size=settings.lanes, clock=clock, acquire_timeout_s=timeout_s)
     reads = Pool(connect, size=settings.pool_size, clock=clock, acquire_timeout_s=timeout_s)
-    connect = connector(access_dsn, role=ACCESS_ROLE)
+    connect = connector(access_dsn, role=ACCESS_ROLE, pooler=pooler)
     # Two pools here too: however much keys are administered, a revocation is seen in time.
     checking = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
     issuing = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
@@ -246,27 +249,44 @@ async def ensure_development_key(access_dsn: str, path: Path) -> str:
 
 
 async def create_first_key(
-    access_dsn: str, name: str, *, expires_in_s: int | None, is_forced: bool
+    access_dsn: str,
+    name: str,
+    *,
+    expires_in_s: int | None,
+    is_forced: bool,
+    pooler: Pooler = Pooler.NONE,
 ) -> IssuedKey:
     """Make the first key that can make others, as the owner of the database.
 
     Raises:
         AdminKeyExists: somebody has such a key, and it is not forced.
         KeyInvalid: a name or expiry that cannot be.
+        ConfigurationError: the database will never be reached like this.
         DatabaseError: the database cannot be reached.
     """
-    async with _owners_issuer(access_dsn) as issuer:
+    await preflight.check({variable_of("access_dsn"): access_dsn}, pooler=pooler)
+    async with _owners_issuer(access_dsn, pooler) as issuer:
         return await issuer.create_first_key(name, expires_in_s=expires_in_s, is_forced=is_forced)
 
 
 @asynccontextmanager
-async def _owners_issuer(access_dsn: str) -> AsyncIterator[KeyIssuer]:
+async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
-    pool = Pool(connector(access_dsn), size=1, clock=clock)
+    pool = Pool(connector(access_dsn, pooler=pooler), size=1, clock=clock)
     try:
         yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:
         await pool.close()
+
+
+async def check_databases(settings: Settings, *databases: str) -> None:
+    """Look once whether databases could ever be reached as configured; takes 2 s at most.
+
+    Raises:
+        ConfigurationError: a DSN is missing, or only a change of it or of its server would help.
+    """
+    dsns = {variable_of(f"{name}_dsn"): dsn_of(settings, name) for name in databases}
+    await preflight.check(dsns, pooler=settings.pooler)
 
 
 def dsn_of(settings: Settings, database: str) -> str:
