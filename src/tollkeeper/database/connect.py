@@ -1,19 +1,37 @@
 """Opens and closes one connection, and says what a driver's error means for it.
 
 Not a pool (`pool.py`) and no retry policy (the engine's). Invariant: whatever the network or the
-server answers while connecting becomes `DatabaseUnavailable`; the driver alone has five families of
-errors there.
+server answers while connecting becomes a `DatabaseError` of one sentence (`refusals.py`).
 """
 
+import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import assert_never
 
 import asyncpg
 
+from tollkeeper.database.binaries import MINIMUM_MAJOR
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable, PoolTimeout, SchemaMissing
-from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.database.dsn import Dsn, Host, parse_dsn
+from tollkeeper.database.errors import (
+    DatabaseMisconfigured,
+    DatabaseUnavailable,
+    PoolFull,
+    PoolTimeout,
+    ReadOnlyServer,
+    SchemaMissing,
+    TooManyConnections,
+)
+from tollkeeper.database.pgbouncer import PooledConnection, is_pooled
+from tollkeeper.database.pooler import Pooler
+from tollkeeper.database.refusals import (
+    CONNECTING_ERRORS,
+    TOO_MANY_CONNECTIONS,
+    is_quotable,
+    refusal,
+)
 
 APPLICATION_NAME = "tollkeeper"
 """Shown in pg_stat_activity, unless `settings` says otherwise."""
@@ -23,6 +41,9 @@ CONNECT_TIMEOUT_S = 10.0
 
 CONNECTION_LOST_STATES = frozenset({"57P01", "57P02", "57P03"})
 """Admin shutdown, crash shutdown, cannot connect now; class 08 and every FATAL count too."""
+
+GENERATION_OVER_STATES = CONNECTION_LOST_STATES | {"25006"}
+"""With class 08 also: read-only transaction, which a demoted primary says to every write."""
 
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53100", "53200", "53300"})
 """Serialization failure, deadlock, lock not available, disk full, out of memory, too many
@@ -34,45 +55,101 @@ CHECK_VIOLATION = "23514"
 SCHEMA_MISSING_STATES = frozenset({"42P01", "42703", "42704", "42883", "3F000"})
 """Undefined table, column, object (a type), function; invalid schema name: migrations make them."""
 
+_CHANGED_SCHEMA = asyncpg.InvalidCachedStatementError | asyncpg.OutdatedSchemaCacheError
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
 
 def connector(
-    dsn: str, *, role: str | None = None, settings: Mapping[str, str] = _NO_SETTINGS
+    dsn: str | Dsn,
+    *,
+    role: str | None = None,
+    settings: Mapping[str, str] = _NO_SETTINGS,
+    host: Host | None = None,
+    command_timeout_s: float | None = None,
+    pooler: Pooler = Pooler.NONE,
+    connect_timeout_s: float = CONNECT_TIMEOUT_S,
 ) -> Callable[[], Awaitable[Connection]]:
     """Return a function that opens one connection to `dsn`, acting as `role`, with `settings`.
 
-    Both travel in the greeting: they cost no round trip, and RESET returns to them. The function
-    raises `SchemaMissing` where there is no such role, `DatabaseUnavailable` whatever else the
-    reason, and `ConfigurationError` for a DSN that no driver could understand.
+    Both travel in the greeting: they cost no round trip, and RESET returns to them; through
+    PgBouncer they travel with every BEGIN. `host` stands for all hosts of the DSN.
+    `command_timeout_s` is the driver's own limit on every statement, for a server that accepts and
+    never answers: the server's `statement_timeout` is useless then.
+
+    The function raises `SchemaMissing` where there is no such role, `DatabaseMisconfigured` where
+    nothing helps but a change, `DatabaseUnavailable` whatever else the reason; none shows a secret.
+
+    Raises:
+        ConfigurationError: a DSN that cannot be understood.
     """
-    greeting = {"application_name": APPLICATION_NAME, **settings}
-    if role is not None:
-        greeting["role"] = role
+    known = dsn if isinstance(dsn, Dsn) else parse_dsn(dsn)
+    hosts = known.hosts if host is None else (host,)
+    where = ", ".join(str(each) for each in hosts)
+    options: dict[str, object] = {
+        "timeout": None,  # ours is around it, and around what follows
+        "command_timeout": command_timeout_s,
+        **({} if hosts[0].is_default else _addresses(hosts)),
+        **_greeting(pooler, role, settings),
+    }
+
+    async def open_one() -> Connection:
+        connection: Connection = await asyncpg.connect(known.bare, **options)
+        try:
+            await _settle_in(connection, role, settings)
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     async def connect() -> Connection:
         try:
-            connection: Connection = await asyncpg.connect(
-                dsn, server_settings=greeting, timeout=CONNECT_TIMEOUT_S
-            )
-        except TimeoutError as error:
-            reason = f"no answer in {CONNECT_TIMEOUT_S:g} s"
-            raise DatabaseUnavailable(reason=reason) from error
-        except asyncpg.InvalidParameterValueError as error:
-            if role is not None and f'"{role}"' in str(error):  # the migrations make the roles
-                raise SchemaMissing(reason=str(error)) from error
-            raise DatabaseUnavailable(reason=str(error)) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InternalClientError) as error:
-            raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
-        except (asyncpg.InterfaceError, ValueError) as error:
-            # The driver's text is left out: it may quote a part of an unescaped password.
-            raise ConfigurationError(
-                problem="The database's DSN cannot be understood (special characters in a "
-                "password must be percent-encoded)."
-            ) from error
-        return connection
+            async with asyncio.timeout(connect_timeout_s):
+                return await open_one()
+        except CONNECTING_ERRORS as error:
+            failed = refusal(error, where=where, role=role, waited_s=connect_timeout_s)
+            cause = error if is_quotable(error) else None
+        # Outside of the handler: what may quote the DSN does not become the error's context.
+        raise failed from cause
 
     return connect
+
+
+def _addresses(hosts: Sequence[Host]) -> Mapping[str, object]:
+    return {"host": [each.name for each in hosts], "port": [each.port for each in hosts]}
+
+
+def _greeting(
+    pooler: Pooler, role: str | None, settings: Mapping[str, str]
+) -> Mapping[str, object]:
+    """Return what the driver needs for role and settings; PgBouncer knows one of the latter."""
+    name = settings.get("application_name", APPLICATION_NAME)
+    match pooler:
+        case Pooler.NONE:
+            acting = {} if role is None else {"role": role}
+            return {"server_settings": {"application_name": name, **settings, **acting}}
+        case Pooler.PGBOUNCER:
+            return {
+                "server_settings": {"application_name": name},
+                "statement_cache_size": 0,
+                "connection_class": PooledConnection,
+            }
+        case _:
+            assert_never(pooler)
+
+
+async def _settle_in(connection: Connection, role: str | None, settings: Mapping[str, str]) -> None:
+    """Refuse a server that is too old; through PgBouncer, try out whether there is one at all."""
+    version = connection.get_server_version()
+    if version.major < MINIMUM_MAJOR:
+        raise DatabaseMisconfigured(
+            reason=f"PostgreSQL {version.major}.{version.micro or 0} is too old: "
+            f"Tollkeeper needs {MINIMUM_MAJOR} or newer."
+        )
+    if is_pooled(connection):
+        local = {key: value for key, value in settings.items() if key != "application_name"}
+        connection.bring(role=role, settings=local)
+        async with connection.transaction():
+            pass
 
 
 async def close_gently(connection: Connection, timeout_s: float) -> None:
@@ -90,6 +167,8 @@ def is_connection_lost(error: BaseException) -> bool:
     match error:
         case DatabaseUnavailable() | ConnectionError():
             return True
+        case asyncpg.OutdatedSchemaCacheError():
+            return False
         case asyncpg.InternalClientError():
             # The driver lost track of the protocol. It raises this when the server said its FATAL
             # goodbye between two statements and the second is sent before the socket closes.
@@ -115,11 +194,38 @@ def is_retryable(error: BaseException) -> bool:
     """Say whether the same unit of work may succeed when tried again (SPEC C2).
 
     After a lost connection the outcome may be unknown: retry only under an idempotency key. A
-    schema that is missing may be on its way.
+    schema that is missing may be on its way; what the driver remembered of one that has changed is
+    forgotten by the error itself.
     """
-    if isinstance(error, PoolTimeout | SchemaMissing) or is_connection_lost(error):
+    if isinstance(error, PoolTimeout | PoolFull | SchemaMissing | _CHANGED_SCHEMA):
+        return True
+    if is_connection_lost(error) or is_generation_over(error):
         return True
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES
+
+
+def is_generation_over(error: BaseException | None) -> bool:
+    """Say whether the server, or its role, is not what it was when the connections were opened.
+
+    Then none of them is worth keeping: it shut down, went away, or was demoted.
+    """
+    match error:
+        case ReadOnlyServer():
+            return True
+        case DatabaseUnavailable():
+            return is_generation_over(error.__cause__)
+        case asyncpg.PostgresError():
+            state = error.sqlstate or ""
+            return state.startswith("08") or state in GENERATION_OVER_STATES
+        case _:
+            return False
+
+
+def is_too_many(error: BaseException | None) -> bool:
+    """Say whether the server has no connection left for us."""
+    if isinstance(error, asyncpg.PostgresError):
+        return bool(error.sqlstate == TOO_MANY_CONNECTIONS)
+    return isinstance(error, TooManyConnections)
 
 
 def is_partition_missing(error: BaseException) -> bool:

@@ -30,6 +30,15 @@ class Row(Protocol):
     def items(self) -> ItemsView[str, Any]: ...
 
 
+class ServerVersion(Protocol):
+    """What a server says it is: 16.2 has major 16 and micro 2."""
+
+    @property
+    def major(self) -> int: ...
+    @property
+    def micro(self) -> int: ...
+
+
 class UnitOfWork(Protocol):
     """A database transaction as a context: commits at the end, rolls back on any exception."""
 
@@ -54,15 +63,6 @@ class LoggedQuery(Protocol):
     def elapsed(self) -> float: ...
     @property
     def exception(self) -> BaseException | None: ...
-
-
-class ServerVersion(Protocol):
-    """The part of `asyncpg.types.ServerVersion` that Tollkeeper uses."""
-
-    @property
-    def major(self) -> int: ...
-    @property
-    def minor(self) -> int: ...
 
 
 class Connection(Protocol):

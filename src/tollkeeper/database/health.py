@@ -157,7 +157,7 @@ class HostProbe:
             latency_s=self._clock.monotonic_s() - began_s,
             lag_s=row["lag_s"],
             probe=probe,
-            version=f"{version.major}.{version.minor}",
+            version=f"{version.major}.{version.micro}",
             fault=fault,
         )
 

@@ -6,6 +6,7 @@ same document answers a request and stands for an item of a batch. What is not i
 bug: 500 without a detail, logged once with its traceback by whoever answers.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
@@ -241,7 +242,7 @@ def _masked(value: object) -> object:
 def _headers_of(error: Exception, status: int) -> dict[str, str]:
     if status in {429, 503}:
         wait_s = getattr(error, "retry_after_s", RETRY_AFTER_S)
-        return {"Retry-After": str(max(1, round(wait_s)))}
+        return {"Retry-After": str(max(1, math.ceil(wait_s)))}
     if status == 401:
         reason = "" if isinstance(error, NotAuthenticated) else ' error="invalid_token"'
         return {"WWW-Authenticate": f"Bearer{reason}"}
