@@ -22,8 +22,8 @@ from litestar.exceptions import HTTPException
 from litestar.types import Scope, Send
 
 from tollkeeper.database.errors import DatabaseError, SchemaMissing
-from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.telemetry.cards import mask_cards
 from tollkeeper.telemetry.request import REQUEST_ID, current_request_id, note_problem
 from tollkeeper.web.errors import (
     BodyTooLarge,
