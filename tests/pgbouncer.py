@@ -43,7 +43,9 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
     program = find_pgbouncer()
     with tempfile.TemporaryDirectory(prefix="pgb-", dir="/tmp") as name:  # a socket's path is short
         folder = Path(name)
-        _write_configuration(folder, dsn, {"default_pool_size": str(server_connections), **settings})
+        _write_configuration(
+            folder, dsn, {"default_pool_size": str(server_connections), **settings}
+        )
         account = choose_account(folder)
         give_to(folder, account)
         command = launch_command(

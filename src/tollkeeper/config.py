@@ -50,6 +50,9 @@ class Settings:
     url: str | None = None
     api_key: str | None = None
     pool_size: int = 8
+    pool_min: int = 1
+    pool_waiting: int = 10_000
+    slow_query_ms: int = 100
     lanes: int = 2
     queue_limit: int = 32_768
     batch_limit: int = 2_000

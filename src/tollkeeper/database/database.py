@@ -14,11 +14,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
-import asyncpg
 import structlog
 
 from tollkeeper.database.connect import (
-    Pooler,
     close_gently,
     connector,
 )
@@ -37,9 +35,10 @@ from tollkeeper.database.health import HealthMonitor, HostProbe
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.opening import ConnectLimiter, Guard
 from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits, Ties
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.roles import Choice, HostCheck, choose
 from tollkeeper.database.slot import Slot
-from tollkeeper.database.slow import SlowQueries
+from tollkeeper.database.slow import SlowQueries, failure_of
 from tollkeeper.database.status import (
     Access,
     BreakerStatus,
@@ -139,7 +138,7 @@ class Database:
         """Make a pool for reads or writes, whose connections act as `role` with `settings`."""
         connects = {
             host: connector(
-                self._dsn.text,
+                self._dsn,
                 role=role,
                 settings=settings,
                 host=host if len(self._dsn.hosts) > 1 else None,
@@ -180,6 +179,8 @@ class Database:
             ),
         )
         self._pools[name] = pool
+        if self._tasks:
+            pool.warm()
         return pool
 
     async def __aenter__(self) -> Self:
@@ -240,7 +241,7 @@ class Database:
     def _probe(self, host: Host, role: str | None) -> HostProbe:
         def connect(role: str | None) -> Callable[[], Awaitable[Connection]]:
             return connector(
-                self._dsn.text,
+                self._dsn,
                 role=role,
                 settings=CHECK_SETTINGS,
                 host=host if len(self._dsn.hosts) > 1 else None,
@@ -276,7 +277,7 @@ class Database:
             args=query.args,
             wait_s=slot.take_wait_s(),
             run_s=query.elapsed,
-            failed=None if failure is None else _name_of(failure),
+            failed=failure_of(failure),
         )
 
     # Rounds of checks ----------------------------------------------------------------------------
@@ -445,9 +446,3 @@ def _takes_writes(connection: Connection) -> bool:
 
 def _said(check: HostCheck) -> str:
     return check.fault or check.state.value
-
-
-def _name_of(failure: BaseException) -> str:
-    """Return the SQLSTATE of a failed statement, or what else ended it."""
-    state = failure.sqlstate if isinstance(failure, asyncpg.PostgresError) else None
-    return state or type(failure).__name__

@@ -25,6 +25,7 @@ from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.roles import HostCheck
 from tollkeeper.database.status import Health, HostState, Probe
+from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.clock import Clock
 
 PERIOD_S = 30.0
@@ -50,9 +51,7 @@ CLOSE_TIMEOUT_S = 0.5
 
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper health",
-    "statement_timeout": "2s",
-    "lock_timeout": "1s",
-    "idle_in_transaction_session_timeout": "5s",
+    **Timeouts(statement_s=2, lock_s=1, idle_in_transaction_s=5).settings(),
 }
 """What the connections of checks are opened with."""
 

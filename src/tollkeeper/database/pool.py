@@ -25,6 +25,7 @@ from tollkeeper.database.connect import (
     close_gently,
     is_connection_lost,
     is_generation_over,
+    is_read_only,
     is_schema_missing,
 )
 from tollkeeper.database.driver import Connection, LoggedQuery
@@ -50,6 +51,9 @@ CLOSE_TIMEOUT_S = 2.0
 LIFETIME_JITTER = 0.2
 """Share of the lifetime that is taken off at random: connections do not all end together."""
 
+REPORT_HELD_S = 30.0
+"""Who holds a connection longer is reported, unless it is expected to."""
+
 Observer = Callable[[Slot, LoggedQuery], None]
 
 
@@ -65,7 +69,7 @@ class PoolLimits:
     """A connection is replaced at this age, less the jitter."""
     idle_s: float = 300.0
     """A connection above the minimum that was idle so long is closed."""
-    report_held_s: float = 30.0
+    report_held_s: float = REPORT_HELD_S
     """Who holds a connection longer is reported, once."""
     tick_s: float = 1.0
     """How often ages are looked at."""
@@ -353,7 +357,9 @@ class Pool:
 
     def _judge(self, slot: Slot, error: Exception, *, is_lost: bool) -> None:
         """Draw from an error what it means for the other connections."""
-        is_over = is_generation_over(error, writes=self.access is Access.WRITE)
+        is_over = is_generation_over(error)
+        if is_over and self.access is Access.READ and is_read_only(error):
+            return  # whoever writes over a pool for reads is told; the server is as it was
         if is_over and not self.expire(slot.generation):
             return  # one event, seen by many
         if self._guard is None:
@@ -507,7 +513,7 @@ def _translated(error: Exception, *, is_lost: bool) -> DatabaseError | None:
     """Return our error for one of the driver that callers need to tell apart."""
     if isinstance(error, DatabaseUnavailable):
         return None
-    if is_generation_over(error, writes=True) and not is_lost:
+    if is_read_only(error):
         return ReadOnlyServer(reason=str(error))
     if is_lost:
         return DatabaseUnavailable(reason=str(error) or type(error).__name__)
