@@ -52,7 +52,7 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
             [str(program), str(folder / "pgbouncer.ini")],
             death_signal=signal.SIGKILL,
             account=account,
-            reach=[name],
+            reach=[name, _server_folder(dsn)],
         )
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -66,8 +66,8 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
 
 def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) -> None:
     parts = urlsplit(dsn)
-    query = parse_qs(parts.query)
-    server = f"host={query['host'][0]} port={query['port'][0]} user={parts.username}"
+    port = parse_qs(parts.query)["port"][0]
+    server = f"host={_server_folder(dsn)} port={port} user={parts.username}"
     values = {
         "listen_addr": "",
         "listen_port": str(PORT),
@@ -82,6 +82,10 @@ def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) ->
     lines = ["[databases]", f"{parts.path.removeprefix('/')} = {server}", "[pgbouncer]"]
     lines += [f"{key} = {value}" for key, value in values.items()]
     (folder / "pgbouncer.ini").write_text("\n".join(lines) + "\n")
+
+
+def _server_folder(dsn: str) -> str:
+    return parse_qs(urlsplit(dsn).query)["host"][0]
 
 
 def _wait_until_ready(folder: Path, process: subprocess.Popen[bytes]) -> None:

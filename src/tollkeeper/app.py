@@ -5,8 +5,8 @@ Litestar. `/health` says that the process lives and touches nothing else; `/heal
 whether it should get traffic.
 
 It needs nothing to start: without a database, its migrations or any key it answers 503 and says
-what is missing, and serves as soon as it is there. It leaves in this order: readiness, after a
-grace the listener, then what was accepted; each with a bound.
+what is missing, and serves as soon as it is there; only what no time would mend ends it. It leaves
+in this order: readiness, after a grace the listener, then what was accepted; each with a bound.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable, exception_handlers
 from tollkeeper.web.reference import reference
 from tollkeeper.web.request_log import RequestLog
-from tollkeeper.wiring import CreditsRuntime, credits_runtime
+from tollkeeper.wiring import CreditsRuntime, check_databases, credits_runtime
 
 BACKLOG = 2_048
 """Connections the kernel keeps while the process is busy."""
@@ -237,7 +237,7 @@ def serve_credits(settings: Settings) -> None:
     """Serve the ledger until SIGTERM or Ctrl-C; what was accepted is finished first.
 
     Raises:
-        ConfigurationError: the port is taken, or a DSN is missing.
+        ConfigurationError: the port is taken, a DSN is missing, or its server will never do.
     """
     configure_logging(settings.log_level, settings.log_format)
     with listening_socket(settings) as listener:
@@ -267,6 +267,7 @@ def listening_socket(settings: Settings) -> Iterator[socket.socket]:
 
 
 async def _serve(settings: Settings, listener: socket.socket) -> None:
+    await check_databases(settings, "credits", "access")
     async with credits_runtime(settings) as runtime:
         readiness = Readiness(runtime)
         config = uvicorn.Config(

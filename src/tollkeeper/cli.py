@@ -14,7 +14,7 @@ import typer
 
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
-from tollkeeper.config import read_settings
+from tollkeeper.config import check_session, read_settings
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.freeze_cli import app as credits_app
 from tollkeeper.face import Face, Service, connect_to, dsn_of, run
@@ -138,7 +138,9 @@ def worker(
 
 
 def _migrated_dsn(database: str) -> str:
-    return dsn_of(read_settings(os.environ), Service(database))
+    settings = read_settings(os.environ)
+    check_session(settings, "`tollkeeper migrate`")
+    return dsn_of(settings, Service(database))
 
 
 app.command("migrate")(migrate_command(_migrated_dsn))

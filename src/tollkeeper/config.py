@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.kernel.errors import ConfigurationError
 
 CREDITS_PORT = 5004
@@ -16,6 +18,7 @@ DRAIN_LIMIT_S = 3_600
 
 _AT_LEAST: Final[Mapping[str, int]] = {
     "pool_size": 1,
+    "pool_min": 0,
     "lanes": 1,
     "queue_limit": 1,
     "batch_limit": 1,
@@ -32,6 +35,7 @@ _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "drain_timeout_s": (0, DRAIN_LIMIT_S, " seconds"),
     "reconcile_share": (0, 1, ""),
 }
+_POOLERS: Final = {each.value: each for each in Pooler}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,7 @@ class Settings:
     share_port: bool = False
     url: str | None = None
     api_key: str | None = None
+    pooler: Pooler = Pooler.NONE
     pool_size: int = 8
     pool_min: int = 1
     pool_waiting: int = 10_000
@@ -88,6 +93,10 @@ class Settings:
                 problem=f"{variable_of('lanes')} must not exceed {variable_of('pool_size')}: "
                 "a lane needs a connection."
             )
+        if self.pool_min > self.pool_size:
+            raise ConfigurationError(
+                problem=f"{variable_of('pool_min')} must not exceed {variable_of('pool_size')}."
+            )
         for name in ("credits_dsn", "access_dsn"):
             _check_dsn(variable_of(name), getattr(self, name))
         url = self.checkpoint_url
@@ -116,29 +125,31 @@ def variable_of(name: str) -> str:
     return f"TOLLKEEPER_{name.upper()}"
 
 
+def check_session(settings: Settings, who: str) -> None:
+    """Refuse what `who` cannot do without a session of its own.
+
+    Raises:
+        ConfigurationError: the setting says that there is none.
+    """
+    if settings.pooler is not Pooler.NONE:
+        raise ConfigurationError(
+            problem=f"{who} holds locks of a session: give it a DSN that leads to PostgreSQL "
+            f"itself, and {variable_of('pooler')}={Pooler.NONE}."
+        )
+
+
 def _check_dsn(variable: str, dsn: str | None) -> None:
-    """Refuse what no driver can understand before anything starts; no word of it is repeated."""
-    if dsn is None:
-        return
-    fault = ""
-    try:
-        parts = urlsplit(dsn)
-        if parts.scheme not in {"postgresql", "postgres"}:
-            fault = "must begin with postgresql://"
-        elif parts.port == 0:
-            fault = "has a port that cannot be"
-    except ValueError:
-        fault = "cannot be understood (percent-encode special characters of a password)"
-    if fault:
-        raise ConfigurationError(problem=f"{variable} {fault}.")
+    """Refuse what cannot be understood before anything starts; no word of it is repeated."""
+    if dsn is not None:
+        parse_dsn(dsn, name=variable)
 
 
 def mask_dsn(dsn: str) -> str:
-    """Return a DSN without its password."""
-    parts = urlsplit(dsn)
-    if parts.password is None:
-        return dsn
-    return dsn.replace(f":{parts.password}@", ":***@", 1)
+    """Return a DSN without its secrets; nothing of one that cannot be understood."""
+    try:
+        return parse_dsn(dsn).masked
+    except ConfigurationError:
+        return "***"
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:
@@ -169,8 +180,11 @@ def _parse(variable: str, text: str, kind: str) -> object:
             return float(text)
         if "bool" in kind:
             return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+        if "Pooler" in kind:
+            return _POOLERS[text]
     except KeyError as error:
-        raise ConfigurationError(problem=f"{variable} must be 1 or 0, not {text!r}.") from error
+        allowed = " or ".join(_POOLERS) if "Pooler" in kind else "1 or 0"
+        raise ConfigurationError(problem=f"{variable} must be {allowed}, not {text!r}.") from error
     except ValueError as error:
         raise ConfigurationError(problem=f"{variable} must be a number, not {text!r}.") from error
     return Path(text) if "Path" in kind else text

@@ -94,7 +94,11 @@ class Face:
         settings = self.settings()
         configure_logging("warning", settings.log_format)
         dsn = dsn_of(settings, Service.ACCESS)
-        issued = run(create_first_key(dsn, name, expires_in_s=expires_in_s, is_forced=is_forced))
+        issued = run(
+            create_first_key(
+                dsn, name, expires_in_s=expires_in_s, is_forced=is_forced, pooler=settings.pooler
+            )
+        )
         key = issued.key
         return IssuedKey(
             key_id=str(key.key_id), name=key.name, scopes=key.scopes, state="active",

@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from tollkeeper.config import Settings, variable_of
+from tollkeeper.config import Settings, check_session, variable_of
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
 from tollkeeper.database.errors import EmbeddedError
@@ -30,7 +30,7 @@ from tollkeeper.kernel.ids import system_token
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import ensure_development_key
+from tollkeeper.wiring import check_databases, ensure_development_key
 
 DATABASES = ("credits", "access")
 
@@ -144,6 +144,7 @@ def _with_checkpoints(settings: Settings, data: Path) -> Settings:
 
 
 def _check(settings: Settings, *, processes: int) -> None:
+    check_session(settings, "`tollkeeper up`")
     configured = [name for name in DATABASES if getattr(settings, f"{name}_dsn") is not None]
     if len(configured) == 1:
         missing = next(name for name in DATABASES if name not in configured)
@@ -192,6 +193,7 @@ async def _databases(
     """Lend the DSNs of all databases: the configured ones, or those of an embedded server."""
     configured = {name: getattr(settings, f"{name}_dsn") for name in DATABASES}
     if all(configured.values()):
+        await check_databases(settings, *DATABASES)
         yield configured
         return
     async with _embedded(data, lock, say) as server:

@@ -35,11 +35,13 @@ from tollkeeper.credits.reconciliation_store import TIMEOUTS as RECONCILER_TIMEO
 from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, TIMEOUTS, LedgerStore
+from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.metrics import DatabaseCollector
 from tollkeeper.database.pool import REPORT_HELD_S, Pool, PoolLimits
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
 from tollkeeper.database.timeouts import Timeouts
@@ -272,6 +274,7 @@ def _database(settings: Settings, name: str, *, role: str | None) -> Database:
         clock=clock,
         jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
         role=role,
+        pooler=settings.pooler,
         slow=SlowQueries(threshold_s=settings.slow_query_ms / 1_000, clock=clock, name=name),
     )
 
@@ -342,27 +345,44 @@ async def ensure_development_key(access_dsn: str, path: Path) -> str:
 
 
 async def create_first_key(
-    access_dsn: str, name: str, *, expires_in_s: int | None, is_forced: bool
+    access_dsn: str,
+    name: str,
+    *,
+    expires_in_s: int | None,
+    is_forced: bool,
+    pooler: Pooler = Pooler.NONE,
 ) -> IssuedKey:
     """Make the first key that can make others, as the owner of the database.
 
     Raises:
         AdminKeyExists: somebody has such a key, and it is not forced.
         KeyInvalid: a name or expiry that cannot be.
+        ConfigurationError: the database will never be reached like this.
         DatabaseError: the database cannot be reached.
     """
-    async with _owners_issuer(access_dsn) as issuer:
+    await preflight.check({variable_of("access_dsn"): access_dsn}, pooler=pooler)
+    async with _owners_issuer(access_dsn, pooler) as issuer:
         return await issuer.create_first_key(name, expires_in_s=expires_in_s, is_forced=is_forced)
 
 
 @asynccontextmanager
-async def _owners_issuer(access_dsn: str) -> AsyncIterator[KeyIssuer]:
+async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
-    pool = Pool(connector(access_dsn), size=1, clock=clock)
+    pool = Pool(connector(access_dsn, pooler=pooler), size=1, clock=clock)
     try:
         yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:
         await pool.close()
+
+
+async def check_databases(settings: Settings, *databases: str) -> None:
+    """Look once whether databases could ever be reached as configured; takes 2 s at most.
+
+    Raises:
+        ConfigurationError: a DSN is missing, or only a change of it or of its server would help.
+    """
+    dsns = {variable_of(f"{name}_dsn"): dsn_of(settings, name) for name in databases}
+    await preflight.check(dsns, pooler=settings.pooler)
 
 
 def dsn_of(settings: Settings, database: str) -> str:

@@ -16,7 +16,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
-from tollkeeper.config import Settings
+from tollkeeper.config import Settings, check_session
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import LedgerStore
@@ -26,6 +26,7 @@ from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.wiring import (
+    check_databases,
     checkpoint_maker,
     ledger_reconciler,
     ledger_service,
@@ -52,7 +53,12 @@ _log = structlog.get_logger(__name__)
 
 
 def run_worker(settings: Settings, *, once: bool = False) -> None:
-    """Run the jobs until SIGTERM or Ctrl-C; with `once`, one round and raise what failed."""
+    """Run the jobs until SIGTERM or Ctrl-C; with `once`, one round and raise what failed.
+
+    Raises:
+        ConfigurationError: the DSN is missing, leads through PgBouncer, or will never do.
+    """
+    check_session(settings, "The worker")
     configure_logging(settings.log_level, settings.log_format)
     uvloop.run(_run(settings, once=once))
 
@@ -78,6 +84,7 @@ async def sweep_holds(service: CreditsService) -> None:
 
 
 async def _run(settings: Settings, *, once: bool) -> None:
+    await check_databases(settings, "credits")
     registry = build_registry("worker")
     async with (
         owned_ledger(settings, registry) as database,

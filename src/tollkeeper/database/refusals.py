@@ -12,12 +12,12 @@ from typing import Final
 import asyncpg
 
 from tollkeeper.database.errors import (
+    DatabaseError,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     SchemaMissing,
     TooManyConnections,
 )
-from tollkeeper.kernel.errors import ConfigurationError, TollkeeperError
 
 CONNECTING_ERRORS: Final = (
     OSError,  # TimeoutError and ssl.SSLError are
@@ -40,6 +40,7 @@ _BY_POOLER: Final = {
     "settings of a session ({said}): set TOLLKEEPER_POOLER=pgbouncer, or name PostgreSQL itself.",
     "no such database": _POOLER_SAYS,
     "no such user": _POOLER_SAYS,
+    "bouncer config error": _POOLER_SAYS,
     "login failed": _POOLER_SAYS,
 }
 """PgBouncer has one SQLSTATE (08P01) for whatever it says itself: its words are told apart."""
@@ -47,7 +48,7 @@ _BY_POOLER: Final = {
 
 def refusal(
     error: Exception, *, where: str, role: str | None = None, waited_s: float
-) -> TollkeeperError:
+) -> DatabaseError:
     """Say what an error means that was raised while connecting to `where` to act as `role`."""
     match error:
         case TimeoutError():
@@ -69,7 +70,7 @@ def is_quotable(error: Exception) -> bool:
     return isinstance(error, OSError | asyncpg.PostgresError)
 
 
-def _of_network(error: OSError, where: str) -> TollkeeperError:
+def _of_network(error: OSError, where: str) -> DatabaseError:
     kind: type[DatabaseUnavailable] = DatabaseUnavailable
     match error:
         case socket.gaierror() if error.errno != socket.EAI_AGAIN:
@@ -97,7 +98,7 @@ def _of_network(error: OSError, where: str) -> TollkeeperError:
     return kind(reason=reason)
 
 
-def _of_server(error: asyncpg.PostgresError, where: str, role: str | None) -> TollkeeperError:
+def _of_server(error: asyncpg.PostgresError, where: str, role: str | None) -> DatabaseError:
     kind: type[DatabaseUnavailable] = DatabaseUnavailable
     said, state = str(error) or type(error).__name__, error.sqlstate or ""
     reason = said
@@ -118,12 +119,12 @@ def _of_server(error: asyncpg.PostgresError, where: str, role: str | None) -> To
     return kind(reason=reason)
 
 
-def _of_dsn(error: Exception, where: str) -> TollkeeperError:
+def _of_dsn(error: Exception, where: str) -> DatabaseError:
     if isinstance(error, UnicodeError):  # a name with an empty or endless part
         return _unknown_host(where)
-    return ConfigurationError(
-        problem="The database's DSN cannot be understood (special characters in a password must "
-        "be percent-encoded)."
+    return DatabaseMisconfigured(
+        reason="the DSN cannot be understood (special characters of a password must be "
+        "percent-encoded)."
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
 from typing import Annotated
 
@@ -38,6 +38,7 @@ def migrate_command(dsn_of: Callable[[str], str]) -> Callable[[Target, bool, boo
         """Bring the databases to this version's schema."""
         # Every DSN before any change: half of `all` would be worse than nothing.
         dsns = {database: dsn_of(database) for database in target.databases}
+        asyncio.run(_check(dsns))
         results = []
         for database, dsn in dsns.items():
             migrations = asyncio.run(_migrate(database, dsn, dry_run=dry_run))
@@ -48,6 +49,12 @@ def migrate_command(dsn_of: Callable[[str], str]) -> Callable[[Target, bool, boo
             typer.echo(json.dumps(results, indent=2))
 
     return migrate
+
+
+async def _check(dsns: Mapping[str, str]) -> None:
+    from tollkeeper.database import preflight
+
+    await preflight.check({f"TOLLKEEPER_{name.upper()}_DSN": dsn for name, dsn in dsns.items()})
 
 
 async def _migrate(database: str, dsn: str, *, dry_run: bool) -> tuple[Migration, ...]:
