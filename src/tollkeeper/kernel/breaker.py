@@ -119,7 +119,7 @@ class Breaker:
 
     def dropped(self, permit: Permit) -> None:
         """Tell that nothing was learned (cancelled, the caller's own fault): another may probe."""
-        if permit.is_probe and self._counts(permit):
+        if self._counts(permit) and permit.is_probe:
             self._in_force, self._until_s = None, self._monotonic_s()
 
     def trip(self) -> None:
