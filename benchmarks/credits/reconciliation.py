@@ -148,8 +148,8 @@ async def _alone(settings: Settings, write: Callable[[], Awaitable[Sample]]) -> 
 async def _reconciler(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Reconciler]:
     """Lend a reconciler as the worker has it."""
     async with (
-        ledger_service(settings, registry) as service,
-        ledger_reconciler(settings, registry, service) as reconciler,
+        ledger_service(settings, registry, database) as service,
+        ledger_reconciler(settings, registry, service, database) as reconciler,
     ):
         assert reconciler is not None
         yield reconciler

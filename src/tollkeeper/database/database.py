@@ -51,7 +51,7 @@ from tollkeeper.kernel.clock import Clock
 RULES: Final = BreakerRules(failures=3, open_s=0.5, ceiling_s=2.0, jitter=0.2, probe_s=10.0)
 """Short, because a probe costs one connection, and a restarted database should be found at once."""
 
-STALL_S = 3.0
+STALL_S = 2.0
 """When a connection is held so long and the database has answered nothing, it is looked at."""
 
 ANSWERING_S = 1.0
@@ -97,6 +97,7 @@ class Database:
         self._guards: dict[Access, Guard] = {
             access: _Guard(self, access, breaker) for access, breaker in self._breakers.items()
         }
+        self._down_accesses: set[Access] = set()
         self._is_read_only = False
         self._reason = "not looked at yet"
         self.limits: tuple[int, int] | None = None
@@ -329,13 +330,15 @@ class Database:
 
     def _changed(self, access: Access, state: BreakerState) -> None:
         """Do for the pools what a breaker's change means."""
-        if state is BreakerState.HALF_OPEN:
-            return
         if state is BreakerState.CLOSED:
+            self._down_accesses.discard(access)
             _log.info("database.up", database=self.name, access=access.value)
             for pool in self._pools_of(access):
                 pool.wake()
             return
+        if access in self._down_accesses:
+            return  # a probe goes out, or has failed: it is down as before
+        self._down_accesses.add(access)
         _log.error("database.down", database=self.name, access=access.value, reason=self._reason)
         for pool in self._pools_of(access):
             if access is Access.WRITE and self._is_read_only:

@@ -34,7 +34,7 @@ PERIOD_S = 30.0
 SUSPECT_PERIOD_S = 5.0
 """Between two rounds after something went wrong, for `SUSPECT_FOR_S`."""
 
-FAILING_PERIOD_S = 1.0
+FAILING_PERIOD_S = 0.5
 """Until the next round after one that failed, while the breaker is still closed."""
 
 LEAST_PERIOD_S = 0.25

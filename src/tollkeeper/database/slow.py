@@ -102,7 +102,14 @@ class SlowQueries:
     """Takes note of every statement of a database; those that took long leave a trace."""
 
     __slots__ = (
-        "_clock", "_kept", "_lines", "_lines_since_s", "_limit_s", "_name", "_seen", "_texts",
+        "_clock",
+        "_kept",
+        "_limit_s",
+        "_lines",
+        "_lines_since_s",
+        "_name",
+        "_seen",
+        "_texts",
         "total",
     )  # fmt: skip
 
