@@ -5,6 +5,7 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from tollkeeper.database.errors import DatabaseDown
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.web import errors
 from tollkeeper.web.problem import (
@@ -45,6 +46,21 @@ async def test_unavailability_says_when_to_come_back(client: httpx.AsyncClient) 
 
     assert 503 == answer.status_code
     assert "3" == answer.headers["retry-after"]
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(0.0, "1"), (0.2, "1"), (2.0, "2"), (2.1, "3")])
+def test_database_that_is_down_says_when_to_come_back_and_nothing_else(
+    wait_s: float, header: str
+) -> None:
+    error = DatabaseDown(retry_after_s=wait_s, access="write", reason="of db1, which is secret")
+    problem = problem_of(error, SHARED_PROBLEMS)
+
+    assert {"Retry-After": header} == problem.headers
+    assert problem.document() == {
+        "type": "urn:tollkeeper:problem:database-unavailable",
+        "title": "The database is not available",
+        "status": 503,
+    }
 
 
 async def test_database_trouble_is_503_without_its_words(client: httpx.AsyncClient) -> None:
