@@ -22,7 +22,7 @@ from tollkeeper.database.statements import (
         (
             "INSERT INTO t (a, b) VALUES (?, ?), ($1, now()) ON CONFLICT DO NOTHING",
             "INSERT INTO t (a, b) VALUES (1, 'x'), (NULL, E'\\''), ($1, now()), ($2, now())"
-             " ON CONFLICT DO NOTHING",
+            " ON CONFLICT DO NOTHING",
         ),
         ("ANY(ARRAY[[?]])", "ANY(ARRAY[[1, 2], [3, 4]])"),
         ("f(?, ?), a - ?, (?), b[?]", "f(1, 2), a - 5, (-5), b[1]"),
