@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.errors import DatabaseError
+from tollkeeper.database.health import Pace
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
@@ -15,6 +17,8 @@ from tollkeeper.kernel.clock import SystemClock
 
 CLOCK = SystemClock()
 DEADLINE_S = 30.0
+QUICK = Pace(check_timeout_s=0.5, stall_s=0.5, failing_period_s=0.1, suspect_period_s=0.3)
+"""For what takes as long as a server may be silent: a test need not wait so long."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Supervised:
 
 @asynccontextmanager
 async def supervised(
-    dsn: str, *, size: int = 4, command_timeout_s: float = 20.0
+    dsn: str, *, size: int = 4, command_timeout_s: float = 20.0, pace: Pace | None = None
 ) -> AsyncIterator[Supervised]:
     """Open a database and close it at the end."""
     database = Database(
@@ -37,6 +41,7 @@ async def supervised(
         clock=CLOCK,
         jitter=random.Random(1).random,
         slow=SlowQueries(clock=CLOCK, name="credits"),
+        pace=pace,
     )
     async with database:
         pools = [
@@ -61,7 +66,7 @@ class Client:
     pool: Pool
     statement: str
     done: int = 0
-    failures: list[Exception] = field(default_factory=list)
+    failures: list[DatabaseError] = field(default_factory=list)
 
     async def run(self) -> None:
         while True:
@@ -69,7 +74,7 @@ class Client:
                 async with self.pool.connection() as connection:
                     await connection.execute(self.statement)
                 self.done += 1
-            except Exception as error:
+            except DatabaseError as error:
                 self.failures.append(error)
             await asyncio.sleep(0.002)
 

@@ -16,6 +16,7 @@ from tollkeeper.database.binaries import MINIMUM_MAJOR
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.dsn import Dsn, Host, parse_dsn
 from tollkeeper.database.errors import (
+    DatabaseError,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     PoolFull,
@@ -236,6 +237,19 @@ def is_too_many(error: BaseException | None) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return bool(error.sqlstate == TOO_MANY_CONNECTIONS)
     return isinstance(error, TooManyConnections)
+
+
+def translated(error: Exception) -> DatabaseError | None:
+    """Return our error for one of the driver that callers need to tell apart; None for others."""
+    if isinstance(error, DatabaseError):
+        return None
+    if is_read_only(error):
+        return ReadOnlyServer(reason=str(error))
+    if is_connection_lost(error):
+        return DatabaseUnavailable(reason=str(error) or type(error).__name__)
+    if is_schema_missing(error):
+        return SchemaMissing(reason=str(error))
+    return None
 
 
 def is_partition_missing(error: BaseException) -> bool:

@@ -31,10 +31,10 @@ from tollkeeper.database.errors import (
     TooManyConnections,
 )
 from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
-from tollkeeper.database.health import HealthMonitor, HostProbe
+from tollkeeper.database.health import HealthMonitor, HostProbe, Pace
 from tollkeeper.database.histogram import Histogram
-from tollkeeper.database.opening import ConnectLimiter, Guard
-from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits, Ties
+from tollkeeper.database.opening import ConnectLimiter, Guard, Ties
+from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.roles import Choice, HostCheck, choose
 from tollkeeper.database.slot import Slot
@@ -50,9 +50,6 @@ from tollkeeper.kernel.clock import Clock
 
 RULES: Final = BreakerRules(failures=3, open_s=0.5, ceiling_s=2.0, jitter=0.2, probe_s=10.0)
 """Short, because a probe costs one connection, and a restarted database should be found at once."""
-
-STALL_S = 2.0
-"""When a connection is held so long and the database has answered nothing, it is looked at."""
 
 ANSWERING_S = 1.0
 """A database whose last good answer is no older is not lost, whatever else fails."""
@@ -79,6 +76,7 @@ class Database:
         role: str | None = None,
         pooler: Pooler = Pooler.NONE,
         slow: SlowQueries,
+        pace: Pace | None = None,
     ) -> None:
         self.name = name
         self.slow = slow
@@ -88,6 +86,7 @@ class Database:
         self._clock = clock
         self._jitter = jitter
         self._pooler = pooler
+        self._pace = pace or Pace()
         self._pools: dict[str, Pool] = {}
         self._limiter = ConnectLimiter(clock)
         self._answered_s = 0.0
@@ -110,6 +109,7 @@ class Database:
             [self._probe(host, role) for host in dsn.hosts],
             clock=clock,
             jitter=jitter,
+            pace=self._pace,
             begin=self._begin_round,
             judge=self._judge,
         )
@@ -254,6 +254,7 @@ class Database:
             connect(role),
             connect(None),
             clock=self._clock,
+            timeout_s=self._pace.check_timeout_s,
             answered_s=lambda each: self._answered_s if self._is_used(each) else 0.0,
         )
 
@@ -379,9 +380,9 @@ class Database:
         while True:
             await self._clock.sleep(WATCH_S)
             now = self._clock.monotonic_s()
-            if any(pool.is_stalled(now - STALL_S) for pool in self._pools.values()) and (
-                self._answered_s < now - STALL_S
-            ):
+            since_s = now - self._pace.stall_s
+            is_stalled = any(pool.is_stalled(since_s) for pool in self._pools.values())
+            if is_stalled and self._answered_s < since_s:
                 self.monitor.look()
             if now >= self._limits_until_s:
                 await self._ask_limits(now)

@@ -11,6 +11,7 @@ keeps its state, and is suspect.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
@@ -28,24 +29,11 @@ from tollkeeper.database.status import Health, HostState, Probe
 from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.clock import Clock
 
-PERIOD_S = 30.0
-"""Between two rounds when all is well."""
-
-SUSPECT_PERIOD_S = 5.0
-"""Between two rounds after something went wrong, for `SUSPECT_FOR_S`."""
-
-FAILING_PERIOD_S = 0.5
-"""Until the next round after one that failed, while the breaker is still closed."""
-
 LEAST_PERIOD_S = 0.25
 """However often something goes wrong, rounds begin no closer together."""
 
-SUSPECT_FOR_S = 30.0
 JITTER = 0.2
 """Share of a period by which it is longer or shorter: replicas do not look together."""
-
-CHECK_TIMEOUT_S = 2.0
-"""A host that has not answered by then counts as not answering."""
 
 CLOSE_TIMEOUT_S = 0.5
 
@@ -56,6 +44,24 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 """What the connections of checks are opened with."""
 
 Connect = Callable[[], Awaitable[Connection]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How often hosts are looked at, and how long that may take. Seconds."""
+
+    period_s: float = 30.0
+    """Between two rounds when all is well (SPEC D1)."""
+    suspect_period_s: float = 5.0
+    """Between two rounds after something went wrong, for `suspect_for_s`."""
+    suspect_for_s: float = 30.0
+    failing_period_s: float = 0.5
+    """Until the next round after one in which nobody answered, while the breaker is closed."""
+    check_timeout_s: float = 2.0
+    """A host that has not answered by then counts as not answering."""
+    stall_s: float = 2.0
+    """When a connection is held so long and nothing is answered, the hosts are looked at."""
+
 
 _log = structlog.get_logger(__name__)
 
@@ -70,6 +76,7 @@ class HostProbe:
         connect_plainly: Connect,
         *,
         clock: Clock,
+        timeout_s: float,
         answered_s: Callable[[Host], float],
     ) -> None:
         self.host = host
@@ -78,6 +85,7 @@ class HostProbe:
         self._connect = connect
         self._connect_plainly = connect_plainly
         self._clock = clock
+        self._timeout_s = timeout_s
         self._answered_s = answered_s
         self._connection: Connection | None = None
         self._queries = load_queries("tollkeeper.database")
@@ -86,7 +94,7 @@ class HostProbe:
         """Look at the host; every failure is a result."""
         began_s = self._clock.monotonic_s()
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 self.last = await self._check()
         except TimeoutError:
             self._drop()
@@ -113,7 +121,7 @@ class HostProbe:
         if self._connection is None:
             return None
         try:
-            async with asyncio.timeout(CHECK_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._connection.fetchrow(self._queries["server_limits"])
         except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
             self._drop()
@@ -179,7 +187,7 @@ class HostProbe:
 
     def _unanswered(self, began_s: float) -> HostCheck:
         if self._answered_s(self.host) >= began_s and self.last.state is not HostState.UNKNOWN:
-            fault = f"the check took longer than {CHECK_TIMEOUT_S:g} s; statements are answered"
+            fault = f"the check took longer than {self._timeout_s:g} s; statements are answered"
             return HostCheck(
                 host=self.host,
                 state=self.last.state,
@@ -189,7 +197,7 @@ class HostProbe:
                 version=self.last.version,
                 fault=fault,
             )
-        fault = f"no answer in {CHECK_TIMEOUT_S:g} s"
+        fault = f"no answer in {self._timeout_s:g} s"
         return HostCheck(host=self.host, state=HostState.OFFLINE, fault=fault)
 
     def _drop(self) -> None:
@@ -207,6 +215,7 @@ class HealthMonitor:
         *,
         clock: Clock,
         jitter: Callable[[], float],
+        pace: Pace,
         begin: Callable[[], None],
         judge: Callable[[Sequence[HostCheck]], float | None],
     ) -> None:
@@ -216,6 +225,7 @@ class HealthMonitor:
         """Response times of the checks that were answered."""
         self._clock = clock
         self._jitter = jitter
+        self._pace = pace
         self._begin = begin
         self._judge = judge
         self._woken = asyncio.Event()
@@ -237,14 +247,14 @@ class HealthMonitor:
 
     def suspect(self) -> None:
         """Look now, and more often for a while: something went wrong."""
-        self._suspect_until_s = self._clock.monotonic_s() + SUSPECT_FOR_S
+        self._suspect_until_s = self._clock.monotonic_s() + self._pace.suspect_for_s
         if self.health is Health.HEALTHY:
             self.health = Health.SUSPECT
         self._woken.set()
 
     def look(self) -> None:
         """Look now, without a reason for doubt, if the last round was not just now."""
-        if self._clock.monotonic_s() - self._began_s >= SUSPECT_PERIOD_S:
+        if self._clock.monotonic_s() - self._began_s >= self._pace.suspect_period_s:
             self._woken.set()
 
     async def _round(self) -> float:
@@ -263,8 +273,9 @@ class HealthMonitor:
         is_suspect = self._clock.monotonic_s() < self._suspect_until_s
         self.health = Health.SUSPECT if is_failing or is_suspect else Health.HEALTHY
         if all(check.state is HostState.OFFLINE for check in checks):
-            return FAILING_PERIOD_S
-        period_s = PERIOD_S if self.health is Health.HEALTHY else SUSPECT_PERIOD_S
+            return self._pace.failing_period_s
+        is_well = self.health is Health.HEALTHY
+        period_s = self._pace.period_s if is_well else self._pace.suspect_period_s
         return period_s * (1.0 + JITTER * (2.0 * self._jitter() - 1.0))
 
     async def _rest(self, pause_s: float) -> None:

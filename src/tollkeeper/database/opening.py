@@ -10,10 +10,12 @@ Not the pool's policy: the pool says how many it wants, this says when. Invarian
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Protocol
 
-from tollkeeper.database.driver import Connection
+from tollkeeper.database.driver import Connection, LoggedQuery
 from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.slot import Slot
 from tollkeeper.kernel.breaker import Permit
 from tollkeeper.kernel.clock import Clock
 
@@ -83,6 +85,18 @@ class ConnectLimiter:
         return (1.0 - self._tokens) / self._per_s
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ties:
+    """What a pool shares with the others of its database; none of it is needed."""
+
+    guard: Guard | None = None
+    limiter: ConnectLimiter | None = None
+    jitter: Callable[[], float] = lambda: 0.5
+    """Draws from [0, 1)."""
+    observe: Callable[[Slot, LoggedQuery], None] | None = None
+    """Told of each statement that has ended."""
+
+
 class Opener:
     """The attempts of one pool to open connections; tells the pool how each ended."""
 
@@ -90,15 +104,13 @@ class Opener:
         self,
         connect: Callable[[], Awaitable[Connection]],
         *,
-        jitter: Callable[[], float],
-        guard: Guard | None,
-        limiter: ConnectLimiter | None,
+        ties: Ties,
         clock: Clock,
     ) -> None:
         self._connect = connect
-        self._jitter = jitter
-        self._guard = guard
-        self._limiter = limiter
+        self._jitter = ties.jitter
+        self._guard = ties.guard
+        self._limiter = ties.limiter
         self._clock = clock
         # Each attempt: whether there were other connections when it began, when that was.
         self._attempts: dict[asyncio.Future[Connection], tuple[bool, float, Permit | None]] = {}

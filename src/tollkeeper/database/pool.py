@@ -26,21 +26,20 @@ from tollkeeper.database.connect import (
     is_connection_lost,
     is_generation_over,
     is_read_only,
-    is_schema_missing,
+    translated,
 )
-from tollkeeper.database.driver import Connection, LoggedQuery
+from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
     DatabaseError,
     DatabaseUnavailable,
     NestedAcquire,
     PoolClosed,
     PoolTimeout,
-    ReadOnlyServer,
     SchemaMissing,
 )
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.line import Line
-from tollkeeper.database.opening import ConnectLimiter, Guard, Opener
+from tollkeeper.database.opening import Opener, Ties
 from tollkeeper.database.slot import Holders, Slot
 from tollkeeper.database.status import Access, PoolStatus
 from tollkeeper.kernel.clock import Clock
@@ -53,8 +52,6 @@ LIFETIME_JITTER = 0.2
 
 REPORT_HELD_S = 30.0
 """Who holds a connection longer is reported, unless it is expected to."""
-
-Observer = Callable[[Slot, LoggedQuery], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,18 +70,6 @@ class PoolLimits:
     """Who holds a connection longer is reported, once."""
     tick_s: float = 1.0
     """How often ages are looked at."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ties:
-    """What a pool shares with the others of its database; none of it is needed."""
-
-    guard: Guard | None = None
-    limiter: ConnectLimiter | None = None
-    jitter: Callable[[], float] = lambda: 0.5
-    """Draws from [0, 1)."""
-    observe: Observer | None = None
-    """Told of each statement that has ended."""
 
 
 class Pool:
@@ -126,9 +111,7 @@ class Pool:
         self._held: dict[Connection, Slot] = {}
         self._holders = Holders(name)
         self._closing: set[asyncio.Task[None]] = set()
-        self._opener = Opener(
-            connect, jitter=ties.jitter, guard=ties.guard, limiter=ties.limiter, clock=clock
-        )
+        self._opener = Opener(connect, ties=ties, clock=clock)
         self._opener.opened, self._opener.failed = self._opened, self._open_failed
         self._opener.rested = self._settle
         self._tick: asyncio.TimerHandle | None = None
@@ -196,8 +179,8 @@ class Pool:
             is_lost = is_connection_lost(error)
             is_doubtful = is_lost or isinstance(error, TimeoutError)
             self._judge(slot, error, is_lost=is_lost)
-            if (translated := _translated(error, is_lost=is_lost)) is not None:
-                raise translated from error
+            if (known := translated(error)) is not None:
+                raise known from error
             raise
         finally:
             self._take_back(slot, discard=is_doubtful)
@@ -507,16 +490,3 @@ def _check_size(size: int, minimum: int) -> None:
         raise ValueError("a pool needs at least one connection")
     if not 0 <= minimum <= size:
         raise ValueError("a pool's minimum is 0 at least and its size at most")
-
-
-def _translated(error: Exception, *, is_lost: bool) -> DatabaseError | None:
-    """Return our error for one of the driver that callers need to tell apart."""
-    if isinstance(error, DatabaseUnavailable):
-        return None
-    if is_read_only(error):
-        return ReadOnlyServer(reason=str(error))
-    if is_lost:
-        return DatabaseUnavailable(reason=str(error) or type(error).__name__)
-    if is_schema_missing(error):
-        return SchemaMissing(reason=str(error))
-    return None

@@ -9,7 +9,12 @@ import pytest
 from tests.replication import Pair, ask, folder_of, replicated_pair
 from tests.supervised import Client, eventually, more, running, supervised
 
-from tollkeeper.database.errors import DatabaseDown, DatabaseUnavailable, ReadOnlyServer
+from tollkeeper.database.errors import (
+    DatabaseDown,
+    DatabaseError,
+    DatabaseUnavailable,
+    ReadOnlyServer,
+)
 from tollkeeper.database.status import Health, HostState, Probe
 from tollkeeper.kernel.breaker import BreakerState
 
@@ -158,5 +163,5 @@ async def test_database_whose_only_host_is_a_standby_is_read(pair: Pair) -> None
                 await connection.execute(WRITE)
 
 
-def _last(client: Client) -> Exception | None:
+def _last(client: Client) -> DatabaseError | None:
     return client.failures[-1] if client.failures else None

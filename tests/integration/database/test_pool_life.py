@@ -18,8 +18,8 @@ from tollkeeper.database.errors import (
     PoolFull,
     PoolTimeout,
 )
-from tollkeeper.database.opening import ConnectLimiter
-from tollkeeper.database.pool import Pool, PoolLimits, Ties
+from tollkeeper.database.opening import ConnectLimiter, Ties
+from tollkeeper.database.pool import Pool, PoolLimits
 from tollkeeper.kernel.breaker import Permit
 from tollkeeper.kernel.clock import SystemClock
 

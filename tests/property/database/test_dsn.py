@@ -76,7 +76,7 @@ def test_no_piece_of_a_password_that_was_not_encoded_is_shown(secret: str, user:
 def test_no_value_of_an_unknown_parameter_is_shown(value: str) -> None:
     said = everything_said(f"postgresql://ann@host/db?passw%6Frd={value}&options={value}")
 
-    assert [] == pieces_in(said, value.split("&")[0].split("#")[0])
+    assert [] == pieces_in(said, value.split("&", maxsplit=1)[0].split("#", maxsplit=1)[0])
 
 
 @given(st.text())
