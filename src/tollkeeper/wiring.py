@@ -34,8 +34,9 @@ from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
-from tollkeeper.database.metrics import PoolCollector
+from tollkeeper.database.metrics import DatabaseCollector
 from tollkeeper.database.pool import Pool
+from tollkeeper.database.source import Source
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
@@ -72,6 +73,7 @@ class CreditsRuntime:
     tally: AuthenticationTally
     requests: RequestTally
     reads: Pool
+    databases: tuple[Source, ...]
 
 
 @asynccontextmanager
@@ -181,7 +183,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     # Two pools here too: however much keys are administered, a revocation is seen in time.
     checking = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
     issuing = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
-    PoolCollector({"lanes": lanes, "reads": reads, "access": checking, "keys": issuing}, registry)
+    databases: tuple[Source, ...] = ()
+    DatabaseCollector(databases, registry)
     store = LedgerStore()
     engine = Engine(
         lanes,
@@ -213,6 +216,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             tally=tally,
             requests=requests,
             reads=reads,
+            databases=databases,
         )
     finally:
         await _close(engine)
