@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
+from tollkeeper.web.database_api import DatabaseApi
 from tollkeeper.web.errors import NotReady
 from tollkeeper.web.express import Express
 from tollkeeper.web.head import HeadAsGet
@@ -81,6 +83,7 @@ TAGS = {
     "holds": "Credits promised before the work, and taken when its price is known.",
     "audit": "Whether the ledger is what it must be.",
     "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
+    "database": "How the databases stand, as the process sees them that answers.",
     "service": "For probes and monitoring. These need no key.",
 }
 """The groups of the reference page, in its order."""
@@ -187,8 +190,12 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     audit = AuditApi(runtime.auditor, problems=PROBLEMS)
     freezes = FreezesApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+    databases = DatabaseApi(
+        runtime.databases, pid=os.getpid(), clock=runtime.clock, problems=PROBLEMS
+    )
     routes = [
         *api.routes(), *holds.routes(), *audit.routes(), *freezes.routes(), *keys.routes(),
+        *databases.routes(),
     ]  # fmt: skip
     handlers = [*routes, health, ready, metrics]
     application = Litestar(

@@ -99,7 +99,8 @@ def use_everything(client: httpx.Client) -> set[int]:
     send("POST", "/v1/batch", {"operations": operations})
     for path in (
         account, f"{account}/transactions", f"{account}/holds", f"/v1/holds/{hold}",
-        "/v1/audit/checkpoints", "/v1/keys", "/v1/nowhere", f"{account}?x=1",
+        "/v1/audit/checkpoints", "/v1/keys", "/v1/database", "/v1/database/slow-queries?limit=x",
+        "/v1/nowhere", f"{account}?x=1",
     ):  # fmt: skip
         send("GET", path)
     send("POST", "/v1/audit/verify", {})

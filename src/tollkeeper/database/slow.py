@@ -107,17 +107,17 @@ class SlowQueries:
         "_limit_s",
         "_lines",
         "_lines_since_s",
-        "_name",
         "_seen",
         "_texts",
+        "name",
         "total",
     )  # fmt: skip
 
     def __init__(self, *, threshold_s: float = THRESHOLD_S, clock: Clock, name: str) -> None:
-        """`threshold_s` 0: no statement counts as slow. `name` is the database's, in the log."""
+        """`threshold_s` 0: no statement counts as slow. `name` is the database's."""
         self._limit_s = threshold_s or math.inf
         self._clock = clock
-        self._name = name
+        self.name = name
         self._kept: deque[SlowQuery] = deque(maxlen=KEPT)
         self._seen: OrderedDict[str, _Seen] = OrderedDict()  # the slow ones of late at the end
         self._texts: dict[str, tuple[str, str]] = {}
@@ -203,7 +203,7 @@ class SlowQueries:
             return
         _log.warning(
             "database.slow_query",
-            database=self._name,
+            database=self.name,
             statement=query.statement,
             fingerprint=query.fingerprint,
             types=query.types,

@@ -20,9 +20,8 @@ from tollkeeper.database.statements import (
         ("b IN (SELECT c FROM d WHERE e > ?)", "b IN ( SELECT c FROM d WHERE e > 1.5e-7 )"),
         ("(a, b) IN ((?, ?))", "(a, b) IN ((1, 2), (3, 4))"),
         (
-            "INSERT INTO t (a, b) VALUES (?, ?), ($1, now()) ON CONFLICT DO NOTHING",
-            "INSERT INTO t (a, b) VALUES (1, 'x'), (NULL, E'\\''), ($1, now()), ($2, now())"
-            " ON CONFLICT DO NOTHING",
+            "INSERT INTO t (a, b) VALUES (?, ?), ($1, now()) AS b",
+            "INSERT INTO t (a, b) VALUES (1, E'\\''), (NULL, $1), ($1, now()), ($2, now()) AS b",
         ),
         ("ANY(ARRAY[[?]])", "ANY(ARRAY[[1, 2], [3, 4]])"),
         ("f(?, ?), a - ?, (?), b[?]", "f(1, 2), a - 5, (-5), b[1]"),
