@@ -157,9 +157,8 @@ async def test_server_without_a_free_connection_says_so(empty_dsn: str) -> None:
 async def test_server_that_is_not_what_is_needed_is_told_in_a_sentence(
     answer: bytes, mode: str, kind: type[DatabaseUnavailable], said: str
 ) -> None:
-    with answering(answer) as port:
-        with pytest.raises(DatabaseUnavailable) as caught:
-            await connector(f"postgresql://ann@127.0.0.1:{port}/any?sslmode={mode}")()
+    with answering(answer) as port, pytest.raises(DatabaseUnavailable) as caught:
+        await connector(f"postgresql://ann@127.0.0.1:{port}/any?sslmode={mode}")()
 
     assert kind is type(caught.value)
     assert str(caught.value).endswith(said)
