@@ -24,6 +24,7 @@ from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import SystemClock
@@ -124,10 +125,11 @@ async def running_ledger(
     batch: int = 2_000,
     backoff: Backoff | None = None,
     acquire_timeout_s: float = 5.0,
+    pooler: Pooler = Pooler.NONE,
 ) -> AsyncIterator[Ledger]:
     """Run an engine as the service does; afterwards it is drained and closed."""
     clock, store, registry = SystemClock(), store or LedgerStore(), CollectorRegistry()
-    connect = connector(dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS)
+    connect = connector(dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, pooler=pooler)
     # One connection more than lanes: reads of a test must not wait for a lane that waits.
     pool = Pool(
         connect, size=lanes + 1, clock=clock, limits=PoolLimits(acquire_timeout_s=acquire_timeout_s)

@@ -17,17 +17,24 @@ async def require_password(owner_dsn: str) -> str:
     """
     connection = await asyncpg.connect(owner_dsn)
     try:
-        rules = Path(await connection.fetchval("SHOW hba_file"))
-        line = f"local all {ROLE} scram-sha-256\n"
-        if not rules.read_text().startswith(line):
+        if _has_rule_now(Path(await connection.fetchval("SHOW hba_file"))):
             await connection.execute(f"CREATE ROLE {ROLE} LOGIN PASSWORD '{PASSWORD}'")
-            rules.write_text(line + rules.read_text())
             await connection.execute("SELECT pg_reload_conf()")
     finally:
         await connection.close()
     dsn = owner_dsn.replace("tollkeeper@", f"{ROLE}:{quote(PASSWORD, safe='')}@")
     await _wait_until_asked(owner_dsn.replace("tollkeeper@", f"{ROLE}:wrong@"))
     return dsn
+
+
+def _has_rule_now(rules: Path) -> bool:
+    """Put the role's rule first, where it wins; False if it is there already."""
+    line = f"local all {ROLE} scram-sha-256\n"
+    known = rules.read_text()
+    if known.startswith(line):
+        return False
+    rules.write_text(line + known)
+    return True
 
 
 async def _wait_until_asked(dsn: str) -> None:

@@ -42,6 +42,9 @@ WATCH_PERIOD_S = 0.25
 STOP_GRACE_S = 10.0
 """What a service gets beyond its own grace and drain timeout."""
 
+KEYS_AND_HEALTH = 4
+"""Connections of a service beside the ledger's: checking keys, making them, two health checks."""
+
 SPARE_CONNECTIONS = 10
 """Left for the worker, migrations, psql and the server's own."""
 
@@ -153,7 +156,8 @@ def _check(settings: Settings, *, processes: int) -> None:
             f"{variable_of(f'{missing}_dsn')} is not: set both, or neither for the embedded "
             "PostgreSQL."
         )
-    needed = processes * (settings.lanes + settings.pool_size + 1) + SPARE_CONNECTIONS
+    each = settings.lanes + settings.pool_size + KEYS_AND_HEALTH
+    needed = processes * each + SPARE_CONNECTIONS
     if not configured and needed > MAX_CONNECTIONS:
         raise ConfigurationError(
             problem=f"{processes} processes need {needed} database connections and the embedded "

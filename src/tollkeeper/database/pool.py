@@ -138,7 +138,7 @@ class Pool:
         """
         if not self._is_open:
             raise PoolClosed
-        if self._guard is not None and (refusal := self._guard.refusal()) is not None:
+        if (refusal := self.refusal()) is not None:
             raise refusal
         task = asyncio.current_task()
         if task in self._holders:
@@ -153,6 +153,10 @@ class Pool:
         self._holders.add(slot, task)
         self._acquired_total += 1
         return slot.connection
+
+    def refusal(self) -> DatabaseUnavailable | None:
+        """Return why nobody is served now; None while the breaker is closed."""
+        return None if self._guard is None else self._guard.refusal()
 
     async def release(self, connection: Connection, *, discard: bool = False) -> None:
         """Give a connection back; `discard` it when its state is in doubt. Never waits."""

@@ -76,7 +76,7 @@ def test_no_piece_of_a_password_that_was_not_encoded_is_shown(secret: str, user:
 def test_no_value_of_an_unknown_parameter_is_shown(value: str) -> None:
     said = everything_said(f"postgresql://ann@host/db?passw%6Frd={value}&options={value}")
 
-    assert [] == pieces_in(said, value.split("&", maxsplit=1)[0].split("#", maxsplit=1)[0])
+    assert [] == pieces_in(said, value.partition("&")[0])
 
 
 @given(st.text())
@@ -98,9 +98,8 @@ def everything_said(text: str) -> str:
     try:
         dsn = parse_dsn(text)
     except ConfigurationError as error:
-        assert error.__context__ is None
-        assert "***" == mask_dsn(text)
-        return f"{error!r} {error} {''.join(traceback.format_exception(error, limit=0))}"
+        told = [f"{error!r} {error.__context__!r} {mask_dsn(text)}"]
+        return "".join(told + traceback.format_exception(error, limit=0))
     return f"{dsn!r} {dsn} {dsn.masked} {mask_dsn(text)}"
 
 
