@@ -1,9 +1,16 @@
 """Databases as their process would state them, built from values."""
 
-from collections.abc import Mapping
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from uuid import UUID
 
+import uvicorn
+from litestar import Litestar
+from litestar.types import ASGIApp
 from tests.clocks import SetClock
 
 from tollkeeper.database.histogram import Histogram
@@ -19,6 +26,12 @@ from tollkeeper.database.status import (
     Probe,
 )
 from tollkeeper.kernel.breaker import BreakerState
+from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.ids import TenantId
+from tollkeeper.kernel.principal import Principal
+from tollkeeper.web.auth import Authentication, AuthenticationTally
+from tollkeeper.web.database_api import DatabaseApi
+from tollkeeper.web.problem import SHARED_PROBLEMS, exception_handlers
 
 CHECKED_AT = datetime(2026, 3, 1, 11, 59, 57, tzinfo=UTC)
 """Three seconds before a `SetClock` begins."""
@@ -52,7 +65,8 @@ FRESH = PoolStatus(
 )  # fmt: skip
 HEALTHY = DatabaseStatus(
     name="credits", health=Health.HEALTHY, checked_at=CHECKED_AT, budget=24,
-    hosts=(PRIMARY,), breakers=(WRITES, replace(READS, state=BreakerState.CLOSED)), pools=(LANES,),
+    hosts=(PRIMARY,), pools=(LANES,),
+    breakers=(WRITES, replace(WRITES, access=Access.READ, opened_total=1)),
 )  # fmt: skip
 DOWN = DatabaseStatus(
     name="access", health=Health.DOWN, checked_at=None, budget=None, hosts=(OFFLINE,),
@@ -90,3 +104,50 @@ def stated(status: DatabaseStatus, clock: SetClock, *, threshold_s: float = 0.1)
         pools={pool.name: PoolTimes() for pool in status.pools},
         slow=SlowQueries(threshold_s=threshold_s, clock=clock, name=status.name),
     )
+
+
+KEYS = {
+    "operator": Principal(key_id=UUID(int=1), scopes=frozenset({"admin"}), tenant_id=None),
+    "tenant": Principal(
+        key_id=UUID(int=2), scopes=frozenset({"admin"}), tenant_id=TenantId("acme")
+    ),
+    "reader": Principal(key_id=UUID(int=3), scopes=frozenset({"credits:read"}), tenant_id=None),
+}
+"""Who asks, by token."""
+
+
+def routes_of(databases: Sequence[StatedDatabase], clock: SetClock) -> ASGIApp:
+    """Return the routes of databases behind authentication, as the process 4711."""
+    api = DatabaseApi(databases, pid=4_711, clock=clock, problems=SHARED_PROBLEMS)
+    application = Litestar(
+        api.routes(),
+        exception_handlers=exception_handlers(SHARED_PROBLEMS),
+        logging_config=None,
+        openapi_config=None,
+    )
+    return Authentication(
+        application,
+        principal_of=KEYS.__getitem__,
+        problems=SHARED_PROBLEMS,
+        clock=SystemClock(),
+        tally=AuthenticationTally(),
+    )
+
+
+@asynccontextmanager
+async def served(application: ASGIApp) -> AsyncIterator[str]:
+    """Serve an application on a free loopback port while the block runs; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(
+            uvicorn.Config(application, log_config=None, access_log=False, lifespan="off")
+        )
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            async with asyncio.timeout(10):
+                while not server.started:
+                    await asyncio.sleep(0.005)
+            host, port = listener.getsockname()
+            yield f"http://{host}:{port}"
+        finally:
+            server.should_exit = True
+            await serving

@@ -26,6 +26,7 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "freeze_limit": 0,
     "log_requests_per_s": 0,
     "log_slow_s": 0,
+    "slow_query_ms": 0,
 }
 _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "credits_port": (1, 65_535, ""),
@@ -62,6 +63,7 @@ class Settings:
     queue_limit: int = 32_768
     batch_limit: int = 2_000
     acquire_timeout_s: float = 5.0
+    slow_query_ms: int = 100
     body_limit_bytes: int = 8 * 1024 * 1024
     drain_grace_s: float | None = None
     drain_timeout_s: float = 30.0

@@ -1,30 +1,15 @@
 """What operators are told of the databases, and that nobody else is."""
 
 from collections.abc import AsyncIterator
-from uuid import UUID
 
 import httpx
 import pytest
-from litestar import Litestar
 from tests.clocks import SetClock
-from tests.databases import DOWN, HEALTHY, StatedDatabase, stated
+from tests.databases import DOWN, HEALTHY, StatedDatabase, routes_of, stated
 
-from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.kernel.ids import TenantId
-from tollkeeper.kernel.principal import Principal
 from tollkeeper.telemetry.request import REQUEST_ID, current_request
-from tollkeeper.web.auth import Authentication, AuthenticationTally
-from tollkeeper.web.database_api import DatabaseApi
-from tollkeeper.web.problem import SHARED_PROBLEMS, exception_handlers
 
 PATHS = ("/v1/database", "/v1/database/slow-queries")
-KEYS = {
-    "operator": Principal(key_id=UUID(int=1), scopes=frozenset({"admin"}), tenant_id=None),
-    "tenant": Principal(
-        key_id=UUID(int=2), scopes=frozenset({"admin"}), tenant_id=TenantId("acme")
-    ),
-    "reader": Principal(key_id=UUID(int=3), scopes=frozenset({"credits:read"}), tenant_id=None),
-}
 
 
 @pytest.fixture
@@ -41,21 +26,7 @@ def databases(clock: SetClock) -> tuple[StatedDatabase, ...]:
 async def client(
     databases: tuple[StatedDatabase, ...], clock: SetClock
 ) -> AsyncIterator[httpx.AsyncClient]:
-    api = DatabaseApi(databases, pid=4_711, clock=clock, problems=SHARED_PROBLEMS)
-    application = Litestar(
-        api.routes(),
-        exception_handlers=exception_handlers(SHARED_PROBLEMS),
-        logging_config=None,
-        openapi_config=None,
-    )
-    guarded = Authentication(
-        application,
-        principal_of=KEYS.__getitem__,
-        problems=SHARED_PROBLEMS,
-        clock=SystemClock(),
-        tally=AuthenticationTally(),
-    )
-    transport = httpx.ASGITransport(app=guarded)  # type: ignore[arg-type]  # other ASGI types
+    transport = httpx.ASGITransport(app=routes_of(databases, clock))  # type: ignore[arg-type]  # other ASGI types
     headers = {"Authorization": "Bearer operator"}
     async with httpx.AsyncClient(
         transport=transport, base_url="http://test", headers=headers
