@@ -30,7 +30,7 @@ from tollkeeper.kernel.ids import system_token
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import check_databases, ensure_development_key
+from tollkeeper.wiring import KEYS_AND_HEALTH, check_databases, ensure_development_key
 
 DATABASES = ("credits", "access")
 
@@ -41,9 +41,6 @@ WATCH_PERIOD_S = 0.25
 
 STOP_GRACE_S = 10.0
 """What a service gets beyond its own grace and drain timeout."""
-
-KEYS_AND_HEALTH = 4
-"""Connections of a service beside the ledger's: checking keys, making them, two health checks."""
 
 SPARE_CONNECTIONS = 10
 """Left for the worker, migrations, psql and the server's own."""

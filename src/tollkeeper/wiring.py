@@ -45,6 +45,7 @@ from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
 from tollkeeper.database.timeouts import Timeouts
+from tollkeeper.database.tuner import TuningPlan
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
@@ -68,6 +69,9 @@ ACCESS_ROLE = "tollkeeper_access"
 ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
 """Keys are checked while requests wait."""
 
+
+KEYS_AND_HEALTH = 4
+"""Connections of a service beside the ledger's: checking keys, making them, two health checks."""
 
 MAINTENANCE_TIMEOUTS = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
 """Dropping a day of keys waits for whoever reads it."""
@@ -227,6 +231,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         # Two pools here too: however much keys are administered, a revocation is seen in time.
         checking = _keys_pool(keys, "access", settings, access=Access.READ)
         issuing = _keys_pool(keys, "keys", settings, access=Access.WRITE)
+        if settings.pool_max > settings.pool_size:
+            ledger.tune(_plan(settings))
         store = LedgerStore()
         engine = Engine(
             lanes,
@@ -276,6 +282,18 @@ def _database(settings: Settings, name: str, *, role: str | None) -> Database:
         role=role,
         pooler=settings.pooler,
         slow=SlowQueries(threshold_s=settings.slow_query_ms / 1_000, clock=clock, name=name),
+    )
+
+
+def _plan(settings: Settings) -> TuningPlan:
+    """Say how far the pool of reads may grow; the keys may be on the same server."""
+    return TuningPlan(
+        pool="reads",
+        floor=settings.pool_size,
+        least=max(1, settings.pool_min),
+        most=settings.pool_max,
+        replicas=settings.replicas,
+        others=settings.lanes + KEYS_AND_HEALTH,
     )
 
 

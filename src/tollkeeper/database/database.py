@@ -45,6 +45,7 @@ from tollkeeper.database.status import (
     DatabaseStatus,
     HostStatus,
 )
+from tollkeeper.database.tuner import Tuner, TuningPlan
 from tollkeeper.kernel.breaker import Breaker, BreakerRules, BreakerState, Permit
 from tollkeeper.kernel.clock import Clock
 
@@ -99,8 +100,7 @@ class Database:
         self._down_accesses: set[Access] = set()
         self._is_read_only = False
         self._reason = "not looked at yet"
-        self.limits: tuple[int, int] | None = None
-        """`max_connections` of the server, and how many of them are reserved."""
+        self._tuner: Tuner | None = None
         self._limits_until_s = 0.0
         self.too_many_total = 0
         """Opens that the server refused because it has no connection left (53300)."""
@@ -211,7 +211,8 @@ class Database:
             name=self.name,
             health=self.monitor.health,
             checked_at=max(checked, default=None),
-            budget=None,
+            budget=None if self._tuner is None else self._tuner.budget,
+            tuning=None if self._tuner is None else self._tuner.said,
             hosts=tuple(self._host_status(probe) for probe in self.monitor.probes),
             breakers=tuple(
                 BreakerStatus(
@@ -228,6 +229,20 @@ class Database:
     def is_answering(self) -> bool:
         """Say whether a statement succeeded a moment ago."""
         return self._clock.monotonic_s() - self._answered_s < ANSWERING_S
+
+    def tune(self, plan: TuningPlan) -> None:
+        """Have the size of a pool follow its load, within what the server has room for.
+
+        Not behind a pooler: whose connections those are, the server does not know.
+        """
+        if self._pooler is Pooler.NONE:
+            self._tuner = Tuner(
+                self._pools[plan.pool],
+                plan,
+                operations=self.operations,
+                refusals=lambda: self.too_many_total,
+                now_s=self._clock.monotonic_s(),
+            )
 
     # Making the parts ----------------------------------------------------------------------------
 
@@ -384,14 +399,16 @@ class Database:
             is_stalled = any(pool.is_stalled(since_s) for pool in self._pools.values())
             if is_stalled and self._answered_s < since_s:
                 self.monitor.look()
-            if now >= self._limits_until_s:
-                await self._ask_limits(now)
+            if self._tuner is not None:
+                if now >= self._limits_until_s:
+                    await self._ask_limits(self._tuner, now)
+                self._tuner.tick(now)
 
-    async def _ask_limits(self, now_s: float) -> None:
+    async def _ask_limits(self, tuner: Tuner, now_s: float) -> None:
         for probe in self.monitor.probes:
             row = await probe.limits() if probe.host == self._choice.writes else None
             if row is not None:
-                self.limits = row["max_connections"], row["reserved"]
+                tuner.learn(max_connections=row["max_connections"], reserved=row["reserved"])
                 self._limits_until_s = now_s + LIMITS_PERIOD_S
 
 
