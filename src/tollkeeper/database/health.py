@@ -37,6 +37,10 @@ JITTER = 0.2
 
 CLOSE_TIMEOUT_S = 0.5
 
+CANNOT_WRITE_STATES = ("25006", "53", "57014", "58", "XX")
+"""Read-only, no disk or memory left, out of time, input/output error, corruption: what writes would
+meet, too. Anything else (the table's grants are not there) says nothing about them."""
+
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper health",
     **Timeouts(statement_s=2, lock_s=1, idle_in_transaction_s=5).settings(),
@@ -179,7 +183,9 @@ class HostProbe:
                 return Probe.MISSING, None
             if is_connection_lost(error):
                 raise
-            return Probe.FAILED, f"it refuses to write: {error}"
+            fault = f"it refuses to write: {error}"
+            cannot_write = (error.sqlstate or "").startswith(CANNOT_WRITE_STATES)
+            return (Probe.FAILED if cannot_write else Probe.MISSING), fault
         assert written is not None
         if not written["rows"]:
             return Probe.MISSING, None
