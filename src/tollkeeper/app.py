@@ -1,6 +1,6 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: request log, leaving, body limit, authentication, express, HEAD as GET,
+Order from outside: request log, deadline, leaving, body limit, authentication, express, HEAD as GET,
 Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
 whether it should get traffic.
 
@@ -46,6 +46,7 @@ from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
 from tollkeeper.web.database_api import DatabaseApi
+from tollkeeper.web.deadline import Deadline
 from tollkeeper.web.errors import NotReady
 from tollkeeper.web.express import Express
 from tollkeeper.web.head import HeadAsGet
@@ -230,8 +231,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     settings = runtime.settings
     limited = BodyLimit(guarded, limit_bytes=settings.body_limit_bytes, problems=PROBLEMS)
+    leaving = Leaving(limited, is_leaving=lambda: readiness.draining)
     return RequestLog(
-        Leaving(limited, is_leaving=lambda: readiness.draining),
+        Deadline(leaving, timeout_s=settings.request_timeout_s, clock=runtime.clock),
         clock=runtime.clock,
         entropy=runtime.entropy,
         tally=runtime.requests,

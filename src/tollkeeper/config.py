@@ -35,6 +35,8 @@ _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "credits_port": (1, 65_535, ""),
     "worker_port": (0, 65_535, ""),
     "pool_max": (1, MAXIMUM, ""),
+    "acquire_timeout_s": (0.001, 3_600, " seconds"),
+    "request_timeout_s": (0.001, 3_600, " seconds"),
     "checkpoint_period_s": (0.1, 86_400, " seconds"),
     "drain_grace_s": (0, DRAIN_LIMIT_S, " seconds"),
     "drain_timeout_s": (0, DRAIN_LIMIT_S, " seconds"),
@@ -68,6 +70,7 @@ class Settings:
     queue_limit: int = 32_768
     batch_limit: int = 2_000
     acquire_timeout_s: float = 5.0
+    request_timeout_s: float = 30.0
     slow_query_ms: int = 100
     body_limit_bytes: int = 8 * 1024 * 1024
     drain_grace_s: float | None = None

@@ -46,7 +46,7 @@ def test_no_series_appears_on_first_use(talkative: tuple[Service, Path]) -> None
     assert [] == undocumented(after)
     names = [name for name in after if "{" in name]
     assert [] == [name for name in names if "life-" in name or "tenant" in name]
-    assert len(after) < 700
+    assert len(after) < 1_000  # four pools with three histograms each are 144 of them
     assert "web.request_failed" not in log.read_text()
 
 

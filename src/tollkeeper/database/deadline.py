@@ -13,6 +13,11 @@ from tollkeeper.kernel.clock import Clock
 _until_s: ContextVar[float | None] = ContextVar("tollkeeper.deadline", default=None)
 
 
+def begin(duration_s: float, clock: Clock) -> None:
+    """Set the deadline of this task, and of those it starts, `duration_s` from now."""
+    _until_s.set(clock.monotonic_s() + duration_s)
+
+
 @contextmanager
 def within(duration_s: float, clock: Clock) -> Iterator[None]:
     """Let every acquire in the block wait until `duration_s` from now at most; nests by the least.
