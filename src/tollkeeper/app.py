@@ -1,7 +1,7 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: request log, deadline, leaving, body limit, authentication, express, HEAD as GET,
-Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
+Order from outside: request log, deadline, leaving, body limit, authentication, express, HEAD as
+GET, Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
 whether it should get traffic.
 
 It needs nothing to start: without a database, its migrations or any key it answers 503 and says
