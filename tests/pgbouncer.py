@@ -4,6 +4,7 @@ It listens on a socket only. Every client is let in, and reaches the server thro
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -55,13 +56,28 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
             reach=[name, _server_folder(dsn)],
         )
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command,
+                env=_environment(program),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         try:
             _wait_until_ready(folder, process)
             yield _dsn_through(dsn, folder)
         finally:
             process.kill()
             process.wait()
+
+
+def _environment(program: Path) -> dict[str, str]:
+    """Return ours, and with it the libraries beside a program that was unpacked, not installed."""
+    if program.parents[2] == Path("/"):
+        return dict(os.environ)
+    folders = [str(folder) for folder in (program.parents[1] / "lib").glob("*-linux-*")]
+    known = os.environ.get("LD_LIBRARY_PATH")
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join([*folders, *([known] if known else [])])}
 
 
 def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) -> None:
