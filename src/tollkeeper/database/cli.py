@@ -271,14 +271,17 @@ def _print_databases(terminal: DatabaseTerminal, found: DatabasesView) -> None:
             ("budget", _counted(database.budget, "connection")),
         ]
         terminal.facts(f"Database {database.name}", facts)
-    columns = (
-        "database", "pool", "for", "#size", "#idle", "#in use", "#opening", "#waiting",
-        "#acquired", "#at once", "#reused", "#timeouts", "#refused", "#lost",
-    )  # fmt: skip
-    rows = [
-        (database.name, *_pool_row(pool)) for database in found.databases for pool in database.pools
-    ]
-    terminal.table(f"Pools of process {found.pid}", columns, rows)
+    pools = [(database.name, pool) for database in found.databases for pool in database.pools]
+    terminal.table(
+        f"Connections of process {found.pid}",
+        ("database", "pool", "for", "#most", "#idle", "#in use", "#opening", "#waiting"),
+        [(name, *_now(pool)) for name, pool in pools],
+    )
+    terminal.table(
+        "Acquires since it started",
+        ("database", "pool", "#in all", "#at once", "#reused", "#timeouts", "#refused", "#lost"),
+        [(name, *_so_far(pool)) for name, pool in pools],
+    )
 
 
 def _judged(name: str, text: str, state: str) -> Fact:
@@ -309,30 +312,32 @@ def _breaker_fact(breaker: BreakerView) -> Fact:
     return _judged(f"{breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state)
 
 
-def _pool_row(pool: PoolView) -> tuple[str, ...]:
+def _now(pool: PoolView) -> tuple[str, ...]:
+    counts = (pool.size, pool.idle, pool.in_use, pool.opening, pool.waiting)
+    return pool.name, f"{pool.access}s", *(f"{count:,}" for count in counts)
+
+
+def _so_far(pool: PoolView) -> tuple[str, ...]:
     return (
         pool.name,
-        f"{pool.access}s",
-        *(f"{each:,}" for each in (pool.size, pool.idle, pool.in_use, pool.opening, pool.waiting)),
         f"{pool.acquired_total:,}",
         _percent(pool.efficiency_ratio),
         _percent(pool.reuse_ratio),
-        *(f"{each:,}" for each in (pool.timeouts_total, pool.refused_total, pool.lost_total)),
+        *(f"{count:,}" for count in (pool.timeouts_total, pool.refused_total, pool.lost_total)),
     )
 
 
 def _print_slow(terminal: DatabaseTerminal, found: SlowQueriesView) -> None:
-    columns = ("time (UTC)", "age", "#ms", "#wait", "#run", "failed", "database", "statement")
+    columns = ("time (UTC)", "ago", "#ms", "#wait", "#run", "failed", "statement")
     rows = [
         (
-            _moment(query.at),
+            query.at.astimezone(UTC).strftime("%H:%M:%SZ"),
             _elapsed(query.at, found.at),
             _milliseconds(query.duration_s),
             _milliseconds(query.wait_s),
             _milliseconds(query.run_s),
             query.failed or "-",
-            query.database,
-            _cut(query.statement),
+            f"{query.database}: {_cut(query.statement)}",
         )
         for query in found.items
     ]
@@ -344,14 +349,13 @@ def _print_slow(terminal: DatabaseTerminal, found: SlowQueriesView) -> None:
             f"{each.failed:,}",
             _milliseconds(each.sum_s),
             _milliseconds(each.longest_s),
-            each.database,
-            _cut(each.statement),
+            f"{each.database}: {_cut(each.statement)}",
         )
         for each in found.statements
     ]
     terminal.table(
         "Slow statements by the time they took",
-        ("last", "#count", "#failed", "#ms in all", "#longest", "database", "statement"),
+        ("last", "#count", "#failed", "#ms in all", "#longest", "statement"),
         totals,
     )
 
