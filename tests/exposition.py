@@ -18,12 +18,14 @@ def series(url: str) -> set[str]:
 def undocumented(found: set[str]) -> list[str]:
     """Return the metrics that the guide does not list."""
     guide = GUIDE.read_text(encoding="utf-8")
+    listed = set(re.findall("`([a-z0-9_]+)`", guide))
     names = {name.partition("{")[0] for name in found}
-    names = {re.sub("_(bucket|count|sum|created)$", "", name) for name in names}
-    return [
-        name
-        for name in sorted(names)
-        if not name.startswith(("process_", "python_"))
-        and f"`{name}`" not in guide
-        and f"`{name}_total`" not in guide
-    ]
+    families = {name: re.sub("_(bucket|count|sum|created)$", "", name) for name in names}
+    return sorted(
+        {
+            family
+            for name, family in families.items()
+            if not name.startswith(("process_", "python_"))
+            and not {name, family, f"{family}_total"} & listed
+        }
+    )

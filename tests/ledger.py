@@ -23,7 +23,7 @@ from tollkeeper.credits.model import (
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
-from tollkeeper.database.pool import Pool
+from tollkeeper.database.pool import Pool, PoolLimits
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.backoff import Backoff
@@ -131,7 +131,9 @@ async def running_ledger(
     clock, store, registry = SystemClock(), store or LedgerStore(), CollectorRegistry()
     connect = connector(dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, pooler=pooler)
     # One connection more than lanes: reads of a test must not wait for a lane that waits.
-    pool = Pool(connect, size=lanes + 1, clock=clock, acquire_timeout_s=acquire_timeout_s)
+    pool = Pool(
+        connect, size=lanes + 1, clock=clock, limits=PoolLimits(acquire_timeout_s=acquire_timeout_s)
+    )
     engine = Engine(
         pool,
         store,

@@ -32,7 +32,7 @@ from tollkeeper.app import quiet_collector
 from tollkeeper.config import Settings
 from tollkeeper.credits.reconciler import Reconciler
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import ledger_reconciler, ledger_service
+from tollkeeper.wiring import ledger_reconciler, ledger_service, owned_ledger
 
 WANTED_SHARE = 0.10
 """Of the throughput at most, at the share of one core that a default installation gives it."""
@@ -148,8 +148,9 @@ async def _alone(settings: Settings, write: Callable[[], Awaitable[Sample]]) -> 
 async def _reconciler(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Reconciler]:
     """Lend a reconciler as the worker has it."""
     async with (
-        ledger_service(settings, registry) as service,
-        ledger_reconciler(settings, registry, service) as reconciler,
+        owned_ledger(settings, registry) as database,
+        ledger_service(settings, registry, database) as service,
+        ledger_reconciler(settings, registry, service, database) as reconciler,
     ):
         assert reconciler is not None
         yield reconciler

@@ -1,7 +1,7 @@
 """The HTTP face: which routes a service has, what stands around them, and how it starts and leaves.
 
-Order from outside: request log, leaving, body limit, authentication, express, HEAD as GET,
-Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
+Order from outside: request log, deadline, leaving, body limit, authentication, express, HEAD as
+GET, Litestar. `/health` says that the process lives and touches nothing else; `/health/ready` says
 whether it should get traffic.
 
 It needs nothing to start: without a database, its migrations or any key it answers 503 and says
@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import exposition
 from tollkeeper.web.auth import Authentication
 from tollkeeper.web.connection import LimitedConnection
+from tollkeeper.web.database_api import DatabaseApi
+from tollkeeper.web.deadline import Deadline
 from tollkeeper.web.errors import NotReady
 from tollkeeper.web.express import Express
 from tollkeeper.web.head import HeadAsGet
@@ -81,6 +84,7 @@ TAGS = {
     "holds": "Credits promised before the work, and taken when its price is known.",
     "audit": "Whether the ledger is what it must be.",
     "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
+    "database": "How the databases stand, as the process sees them that answers.",
     "service": "For probes and monitoring. These need no key.",
 }
 """The groups of the reference page, in its order."""
@@ -187,8 +191,12 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     audit = AuditApi(runtime.auditor, problems=PROBLEMS)
     freezes = FreezesApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+    databases = DatabaseApi(
+        runtime.databases, pid=os.getpid(), clock=runtime.clock, problems=PROBLEMS
+    )
     routes = [
         *api.routes(), *holds.routes(), *audit.routes(), *freezes.routes(), *keys.routes(),
+        *databases.routes(),
     ]  # fmt: skip
     handlers = [*routes, health, ready, metrics]
     application = Litestar(
@@ -223,8 +231,9 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     )
     settings = runtime.settings
     limited = BodyLimit(guarded, limit_bytes=settings.body_limit_bytes, problems=PROBLEMS)
+    leaving = Leaving(limited, is_leaving=lambda: readiness.draining)
     return RequestLog(
-        Leaving(limited, is_leaving=lambda: readiness.draining),
+        Deadline(leaving, timeout_s=settings.request_timeout_s, clock=runtime.clock),
         clock=runtime.clock,
         entropy=runtime.entropy,
         tally=runtime.requests,

@@ -17,6 +17,7 @@ from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.config import check_session, read_settings
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.freeze_cli import app as credits_app
+from tollkeeper.database.cli import app as db_app
 from tollkeeper.face import Face, Service, connect_to, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
@@ -47,13 +48,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-db_app = typer.Typer(help="The databases themselves.", no_args_is_help=True)
 serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
 app.add_typer(credits_app)
 app.add_typer(checkpoints_app)
 app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")
-app.add_typer(db_app, name="db")
+app.add_typer(db_app)
 
 Data = Annotated[
     Path | None,

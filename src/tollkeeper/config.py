@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.pooler import Pooler
+from tollkeeper.database.tuning import MAXIMUM
 from tollkeeper.kernel.errors import ConfigurationError
 
 CREDITS_PORT = 5004
@@ -19,6 +20,8 @@ DRAIN_LIMIT_S = 3_600
 _AT_LEAST: Final[Mapping[str, int]] = {
     "pool_size": 1,
     "pool_min": 0,
+    "pool_waiting": 1,
+    "replicas": 1,
     "lanes": 1,
     "queue_limit": 1,
     "batch_limit": 1,
@@ -26,10 +29,14 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "freeze_limit": 0,
     "log_requests_per_s": 0,
     "log_slow_s": 0,
+    "slow_query_ms": 0,
 }
 _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "credits_port": (1, 65_535, ""),
     "worker_port": (0, 65_535, ""),
+    "pool_max": (1, MAXIMUM, ""),
+    "acquire_timeout_s": (0.001, 3_600, " seconds"),
+    "request_timeout_s": (0.001, 3_600, " seconds"),
     "checkpoint_period_s": (0.1, 86_400, " seconds"),
     "drain_grace_s": (0, DRAIN_LIMIT_S, " seconds"),
     "drain_timeout_s": (0, DRAIN_LIMIT_S, " seconds"),
@@ -56,10 +63,15 @@ class Settings:
     pooler: Pooler = Pooler.NONE
     pool_size: int = 8
     pool_min: int = 1
+    pool_max: int = 200
+    pool_waiting: int = 10_000
+    replicas: int = 1
     lanes: int = 2
     queue_limit: int = 32_768
     batch_limit: int = 2_000
     acquire_timeout_s: float = 5.0
+    request_timeout_s: float = 30.0
+    slow_query_ms: int = 100
     body_limit_bytes: int = 8 * 1024 * 1024
     drain_grace_s: float | None = None
     drain_timeout_s: float = 30.0

@@ -19,6 +19,7 @@ from tollkeeper.kernel.errors import ConfigurationError
 if TYPE_CHECKING:
     from tollkeeper.client.address import Address
     from tollkeeper.client.credits import CreditsClient
+    from tollkeeper.client.database import DatabaseClient
     from tollkeeper.client.keys import KeysClient
     from tollkeeper.client.messages import IssuedKey
     from tollkeeper.client.terminal import Fact, Listing, Screen
@@ -37,8 +38,8 @@ class Service(StrEnum):
 class Face:
     """What every command works with; the only thing put into Typer's context.
 
-    It is the `Terminal` of `credits/cli.py` and the `KeyTerminal` of `access/cli.py`. Everything is
-    made when it is first needed.
+    It is the `Terminal` of `credits/cli.py`, the `KeyTerminal` of `access/cli.py` and the
+    `DatabaseTerminal` of `database/cli.py`. Everything is made when it is first needed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -79,6 +80,21 @@ class Face:
 
         async def connected() -> _Result:
             async with KeysClient(
+                address.url, address.api_key, connections=1, backoff=IMPATIENT
+            ) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def call_database(self, work: "Callable[[DatabaseClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service to look at its databases, do the work, disconnect."""
+        from tollkeeper.client.caller import IMPATIENT
+        from tollkeeper.client.database import DatabaseClient
+
+        address = _address_of(self.settings())
+
+        async def connected() -> _Result:
+            async with DatabaseClient(
                 address.url, address.api_key, connections=1, backoff=IMPATIENT
             ) as client:
                 return await work(client)

@@ -30,7 +30,7 @@ from tollkeeper.kernel.ids import system_token
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import check_databases, ensure_development_key
+from tollkeeper.wiring import KEYS_AND_HEALTH, check_databases, ensure_development_key
 
 DATABASES = ("credits", "access")
 
@@ -153,7 +153,8 @@ def _check(settings: Settings, *, processes: int) -> None:
             f"{variable_of(f'{missing}_dsn')} is not: set both, or neither for the embedded "
             "PostgreSQL."
         )
-    needed = processes * (settings.lanes + settings.pool_size + 1) + SPARE_CONNECTIONS
+    each = settings.lanes + settings.pool_size + KEYS_AND_HEALTH
+    needed = processes * each + SPARE_CONNECTIONS
     if not configured and needed > MAX_CONNECTIONS:
         raise ConfigurationError(
             problem=f"{processes} processes need {needed} database connections and the embedded "

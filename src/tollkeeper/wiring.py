@@ -2,7 +2,7 @@
 
 import asyncio
 import random  # noqa: TID251  # the composition root is where randomness comes from
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
 from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
+from tollkeeper.credits.checkpointer import TIMEOUTS as MAKER_TIMEOUTS
 from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.evidence import EvidenceFolder
@@ -30,14 +31,21 @@ from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.credits.reconciler import Reconciler
 from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
 from tollkeeper.credits.reconciliation_store import SESSION_SETTINGS as RECONCILER_SETTINGS
+from tollkeeper.credits.reconciliation_store import TIMEOUTS as RECONCILER_TIMEOUTS
 from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.service import CreditsService
-from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
+from tollkeeper.credits.store import SESSION_SETTINGS, TIMEOUTS, LedgerStore
 from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
-from tollkeeper.database.metrics import PoolCollector
-from tollkeeper.database.pool import Pool
+from tollkeeper.database.database import Database
+from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.metrics import DatabaseCollector
+from tollkeeper.database.pool import REPORT_HELD_S, Pool, PoolLimits
 from tollkeeper.database.pooler import Pooler
+from tollkeeper.database.slow import SlowQueries
+from tollkeeper.database.status import Access
+from tollkeeper.database.timeouts import Timeouts
+from tollkeeper.database.tuner import TuningPlan
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
@@ -58,6 +66,17 @@ ACCESS_ROLE = "tollkeeper_access"
 """What services check and administer API keys as."""
 
 
+ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
+"""Keys are checked while requests wait."""
+
+
+KEYS_AND_HEALTH = 4
+"""Connections of a service beside the ledger's: checking keys, making them, two health checks."""
+
+MAINTENANCE_TIMEOUTS = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
+"""Dropping a day of keys waits for whoever reads it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CreditsRuntime:
     """Everything a running credits service is made of."""
@@ -74,19 +93,38 @@ class CreditsRuntime:
     tally: AuthenticationTally
     requests: RequestTally
     reads: Pool
+    databases: Sequence[Database]
+
+
+@asynccontextmanager
+async def owned_ledger(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Database]:
+    """Lend the ledger's database as its owner sees it, for periodic jobs."""
+    async with _database(settings, "credits", role=None) as database:
+        DatabaseCollector([database], registry)
+        yield database
+
+
+def maintenance_pool(settings: Settings, database: Database) -> Pool:
+    """Make the pool of the owner's own statements: partitions made and dropped."""
+    return database.pool(
+        "maintenance",
+        access=Access.WRITE,
+        size=1,
+        settings={"application_name": "tollkeeper worker", **MAINTENANCE_TIMEOUTS.settings()},
+        command_timeout_s=MAINTENANCE_TIMEOUTS.command_s,
+        limits=_limits(settings, report_held_s=MAINTENANCE_TIMEOUTS.statement_s),
+    )
 
 
 @asynccontextmanager
 async def ledger_service(
-    settings: Settings, registry: CollectorRegistry
+    settings: Settings, registry: CollectorRegistry, database: Database
 ) -> AsyncIterator[CreditsService]:
     """Lend the ledger without HTTP, for periodic jobs that write: an engine with one lane."""
-    clock = SystemClock()
-    connect = connector(dsn_of(settings, "credits"), role=CREDITS_ROLE, settings=SESSION_SETTINGS)
-    pool = Pool(connect, size=2, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    pool = _ledger_pool(database, "service", settings, access=Access.WRITE, size=2)
     store = LedgerStore()
     engine = Engine(
-        pool, store, clock=clock,
+        pool, store, clock=SystemClock(),
         jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
         metrics=CreditsMetrics(registry), limits=EngineLimits(lanes=1),
     )  # fmt: skip
@@ -95,43 +133,45 @@ async def ledger_service(
         yield CreditsService(engine, pool, store)
     finally:
         await _close(engine)
-        await pool.close()
 
 
 @asynccontextmanager
 async def ledger_reconciler(
-    settings: Settings, registry: CollectorRegistry, service: CreditsService
+    settings: Settings, registry: CollectorRegistry, service: CreditsService, database: Database
 ) -> AsyncIterator[Reconciler | None]:
     """Lend what reconciles accounts and freezes, as the owner; None when its share is nothing."""
     if not settings.reconcile_share:
         yield None
         return
     clock = SystemClock()
-    connect = connector(dsn_of(settings, "credits"), settings=RECONCILER_SETTINGS)
-    pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    pool = database.pool(
+        "reconciliation",
+        access=Access.WRITE,
+        size=1,
+        settings=RECONCILER_SETTINGS,
+        command_timeout_s=RECONCILER_TIMEOUTS.command_s,
+        limits=_limits(settings, report_held_s=RECONCILER_TIMEOUTS.statement_s),
+    )
     folder = settings.evidence or settings.data / "evidence"
     store, metrics = ReconciliationStore(), ReconciliationMetrics(registry)
     evidence = EvidenceFolder(folder.expanduser(), software=f"tollkeeper {__version__}")
     freezer = Freezer(
         store, clock=clock, metrics=metrics, evidence=evidence, limit=settings.freeze_limit
     )
-    try:
-        yield Reconciler(
-            pool,
-            store,
-            service,
-            clock=clock,
-            metrics=metrics,
-            freezer=freezer,
-            share=settings.reconcile_share,
-        )
-    finally:
-        await pool.close()
+    yield Reconciler(
+        pool,
+        store,
+        service,
+        clock=clock,
+        metrics=metrics,
+        freezer=freezer,
+        share=settings.reconcile_share,
+    )
 
 
 @asynccontextmanager
 async def checkpoint_maker(
-    settings: Settings, registry: CollectorRegistry
+    settings: Settings, registry: CollectorRegistry, database: Database
 ) -> AsyncIterator[Checkpointer | None]:
     """Lend what makes and publishes checkpoints, as the owner; None without a key to sign with.
 
@@ -141,23 +181,27 @@ async def checkpoint_maker(
     if settings.checkpoint_key is None:
         yield None
         return
-    clock = SystemClock()
     key = read_signing_key(settings.checkpoint_key)
-    connect = connector(dsn_of(settings, "credits"), settings=MAKER_SETTINGS)
-    pool = Pool(connect, size=1, clock=clock, acquire_timeout_s=settings.acquire_timeout_s)
+    pool = database.pool(
+        "checkpoints",
+        access=Access.WRITE,
+        size=1,
+        settings=MAKER_SETTINGS,
+        command_timeout_s=MAKER_TIMEOUTS.command_s,
+        limits=_limits(settings, report_held_s=MAKER_TIMEOUTS.statement_s),
+    )
     target = None if settings.checkpoint_url is None else HttpTarget(settings.checkpoint_url)
     try:
         yield Checkpointer(
             pool,
             CheckpointStore(),
             key=key,
-            clock=clock,
+            clock=SystemClock(),
             metrics=CheckpointMetrics(registry),
             file=settings.checkpoint_file,
             target=target,
         )
     finally:
-        await pool.close()
         if target is not None:
             await target.close()
 
@@ -172,56 +216,126 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         ConfigurationError: a DSN is missing.
     """
     clock = SystemClock()
-    credits_dsn, access_dsn = dsn_of(settings, "credits"), dsn_of(settings, "access")
     registry = build_registry("credits")
-    pooler = settings.pooler
-    connect = connector(credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, pooler=pooler)
-    timeout_s = settings.acquire_timeout_s
-    # Two pools: a page of history must never keep a lane waiting.
-    lanes = Pool(connect, size=settings.lanes, clock=clock, acquire_timeout_s=timeout_s)
-    reads = Pool(connect, size=settings.pool_size, clock=clock, acquire_timeout_s=timeout_s)
-    connect = connector(access_dsn, role=ACCESS_ROLE, pooler=pooler)
-    # Two pools here too: however much keys are administered, a revocation is seen in time.
-    checking = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
-    issuing = Pool(connect, size=1, clock=clock, acquire_timeout_s=timeout_s)
-    PoolCollector({"lanes": lanes, "reads": reads, "access": checking, "keys": issuing}, registry)
-    store = LedgerStore()
-    engine = Engine(
-        lanes,
-        store,
+    async with (
+        _database(settings, "credits", role=CREDITS_ROLE) as ledger,
+        _database(settings, "access", role=ACCESS_ROLE) as keys,
+    ):
+        DatabaseCollector([ledger, keys], registry)
+        # Two pools: a page of history must never keep a lane waiting.
+        lanes = _ledger_pool(ledger, "lanes", settings, access=Access.WRITE, size=settings.lanes)
+        reads = _ledger_pool(
+            ledger, "reads", settings,
+            access=Access.READ, size=settings.pool_size, minimum=settings.pool_min,
+        )  # fmt: skip
+        # Two pools here too: however much keys are administered, a revocation is seen in time.
+        checking = _keys_pool(keys, "access", settings, access=Access.READ)
+        issuing = _keys_pool(keys, "keys", settings, access=Access.WRITE)
+        if settings.pool_max > settings.pool_size:
+            ledger.tune(_plan(settings))
+        store = LedgerStore()
+        engine = Engine(
+            lanes,
+            store,
+            clock=clock,
+            jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
+            metrics=CreditsMetrics(registry),
+            limits=EngineLimits(
+                lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
+            ),
+        )
+        access, tally = AccessService(checking, clock=clock), AuthenticationTally()
+        requests = RequestTally()
+        RequestCollector(requests, registry)
+        AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
+        engine.start()
+        access.start()
+        try:
+            yield CreditsRuntime(
+                settings=settings,
+                clock=clock,
+                entropy=entropy_in_blocks(),
+                registry=registry,
+                engine=engine,
+                credits=CreditsService(engine, reads, store),
+                auditor=Auditor(reads, CheckpointStore(), store),
+                access=access,
+                issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
+                tally=tally,
+                requests=requests,
+                reads=reads,
+                databases=(ledger, keys),
+            )
+        finally:
+            await _close(engine)
+            await access.close()
+
+
+def _database(settings: Settings, name: str, *, role: str | None) -> Database:
+    clock = SystemClock()
+    dsn = dsn_of(settings, name)
+    return Database(
+        name,
+        parse_dsn(dsn, name=variable_of(f"{name}_dsn")),
         clock=clock,
         jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
-        metrics=CreditsMetrics(registry),
-        limits=EngineLimits(
-            lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
-        ),
+        role=role,
+        pooler=settings.pooler,
+        slow=SlowQueries(threshold_s=settings.slow_query_ms / 1_000, clock=clock, name=name),
     )
-    access, tally = AccessService(checking, clock=clock), AuthenticationTally()
-    requests = RequestTally()
-    RequestCollector(requests, registry)
-    AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
-    engine.start()
-    access.start()
-    try:
-        yield CreditsRuntime(
-            settings=settings,
-            clock=clock,
-            entropy=entropy_in_blocks(),
-            registry=registry,
-            engine=engine,
-            credits=CreditsService(engine, reads, store),
-            auditor=Auditor(reads, CheckpointStore(), store),
-            access=access,
-            issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
-            tally=tally,
-            requests=requests,
-            reads=reads,
-        )
-    finally:
-        await _close(engine)
-        await access.close()
-        for pool in (lanes, reads, checking, issuing):
-            await pool.close()
+
+
+def _plan(settings: Settings) -> TuningPlan:
+    """Say how far the pool of reads may grow; the keys may be on the same server."""
+    return TuningPlan(
+        pool="reads",
+        floor=settings.pool_size,
+        least=max(1, settings.pool_min),
+        most=settings.pool_max,
+        replicas=settings.replicas,
+        others=settings.lanes + KEYS_AND_HEALTH,
+    )
+
+
+def _ledger_pool(
+    database: Database,
+    name: str,
+    settings: Settings,
+    *,
+    access: Access,
+    size: int,
+    minimum: int | None = None,
+) -> Pool:
+    return database.pool(
+        name,
+        access=access,
+        size=size,
+        minimum=size if minimum is None else minimum,
+        role=CREDITS_ROLE,
+        settings=SESSION_SETTINGS,
+        command_timeout_s=TIMEOUTS.command_s,
+        limits=_limits(settings),
+    )
+
+
+def _keys_pool(database: Database, name: str, settings: Settings, *, access: Access) -> Pool:
+    return database.pool(
+        name,
+        access=access,
+        size=1,
+        role=ACCESS_ROLE,
+        settings=ACCESS_TIMEOUTS.settings(),
+        command_timeout_s=ACCESS_TIMEOUTS.command_s,
+        limits=_limits(settings),
+    )
+
+
+def _limits(settings: Settings, *, report_held_s: float = REPORT_HELD_S) -> PoolLimits:
+    return PoolLimits(
+        acquire_timeout_s=settings.acquire_timeout_s,
+        max_waiting=settings.pool_waiting,
+        report_held_s=report_held_s,
+    )
 
 
 async def _close(engine: Engine) -> None:

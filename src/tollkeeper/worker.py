@@ -9,7 +9,7 @@ begin to work when database and migrations are.
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -20,19 +20,18 @@ from tollkeeper.config import Settings, check_session
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import LedgerStore
-from tollkeeper.database.connect import connector
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.backoff import Backoff
-from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.wiring import (
     check_databases,
     checkpoint_maker,
-    dsn_of,
     ledger_reconciler,
     ledger_service,
+    maintenance_pool,
+    owned_ledger,
 )
 
 PERIOD_S = 3_600.0
@@ -88,11 +87,12 @@ async def _run(settings: Settings, *, once: bool) -> None:
     await check_databases(settings, "credits")
     registry = build_registry("worker")
     async with (
-        _pool(settings) as pool,
-        ledger_service(settings, registry) as service,
-        checkpoint_maker(settings, registry) as maker,
-        ledger_reconciler(settings, registry, service) as reconciler,
+        owned_ledger(settings, registry) as database,
+        ledger_service(settings, registry, database) as service,
+        checkpoint_maker(settings, registry, database) as maker,
+        ledger_reconciler(settings, registry, service, database) as reconciler,
     ):
+        pool = maintenance_pool(settings, database)
         store = LedgerStore()
         if once:
             await maintain_partitions(pool, store)
@@ -239,16 +239,3 @@ def _scraped(settings: Settings, registry: CollectorRegistry) -> Iterator[None]:
         server.shutdown()
         server.server_close()
         thread.join()
-
-
-@contextlib.asynccontextmanager
-async def _pool(settings: Settings) -> AsyncIterator[Pool]:
-    connect = connector(
-        dsn_of(settings, "credits"),
-        settings={"application_name": "tollkeeper worker", "statement_timeout": "10min"},
-    )
-    pool = Pool(connect, size=1, clock=SystemClock())
-    try:
-        yield pool
-    finally:
-        await pool.close()

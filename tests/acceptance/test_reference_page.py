@@ -44,6 +44,7 @@ def test_operations_have_short_names_of_their_own(
         "refund", "read_checkpoints", "read_leaves", "prove", "read_links",
         "unfreeze", "list_frozen",
         "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
+        "database_status", "slow_queries",
         "health", "ready", "metrics",
     ] == [
         operation["operationId"]
@@ -121,6 +122,8 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         f"POST /v1/keys/{NO_KEY}/rotate": 404,
         f"POST /v1/keys/{NO_KEY}/revoke": 404,
         "GET /v1/keys/events": 200,
+        "GET /v1/database": 200,
+        "GET /v1/database/slow-queries": 200,
         "GET /health": 200,
         "GET /health/ready": 200,
         "GET /metrics": 200,

@@ -33,7 +33,7 @@ CROSSED = {
     "revoke_key": 404, "list_key_events": 200, "hold": 404, "list_holds": 404, "read_hold": 404,
     "capture": 404, "extend": 404, "release": 404, "read_transaction": 404, "refund": 404,
     "read_checkpoints": 200, "read_leaves": 200, "prove": 404, "read_links": 404,
-    "unfreeze": 403, "list_frozen": 200,
+    "unfreeze": 403, "list_frozen": 200, "database_status": 403, "slow_queries": 403,
 }  # fmt: skip
 """What another tenant's key is answered, by operation."""
 
@@ -56,7 +56,9 @@ MORE_ITEMS: Mapping[str, list[dict[str, object]]] = {
 }
 """Items that the document's examples leave out, as their ids are the reader's own."""
 
-OPERATORS_ALONE = {"unfreeze": (403, 409)}
+OPERATORS_ALONE = {
+    "unfreeze": (403, 409), "database_status": (403, 200), "slow_queries": (403, 200),
+}  # fmt: skip
 """What no tenant's key may do, not even with its own: what that is answered, and an operator."""
 
 CONTEXT_IDS = frozenset({"idempotency_key"})

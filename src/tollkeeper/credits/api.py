@@ -105,9 +105,6 @@ PROBLEMS: ProblemTable = {
         422, URN + "idempotency-key-expired", "Idempotency-Key is outside its lifetime"
     ),
     errors.InvalidRequest: ProblemKind(400, URN + "invalid-request", "Invalid request"),
-    errors.OperatorNeeded: ProblemKind(
-        403, URN + "operator-needed", "The operator decides this, not a tenant"
-    ),
     errors.QueueFull: ProblemKind(503, URN + "overloaded", "Too many operations wait"),
     errors.Draining: ProblemKind(503, URN + "draining", "The service is shutting down"),
     errors.LedgerUnavailable: ProblemKind(

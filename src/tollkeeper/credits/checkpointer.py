@@ -28,6 +28,7 @@ from tollkeeper.credits.note import SigningKey, split_note
 from tollkeeper.credits.publication import CheckpointFile, HttpTarget
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
+from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.clock import Clock
 
 NOTES_PAGE: Final = 100
@@ -37,6 +38,8 @@ SENT_A_ROUND: Final = 1_000
 """Notes that a target is sent in one round: a new one gets a long chain without holding up the next
 checkpoint for hours."""
 
+TIMEOUTS: Final = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
+
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper checkpoints",
     # All accounts are compared with all marks: a hash join, whatever is known of the tables. One
@@ -45,9 +48,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "jit": "off",
-    "statement_timeout": "10min",
-    "lock_timeout": "5s",
-    "idle_in_transaction_session_timeout": "60s",
+    **TIMEOUTS.settings(),
 }
 """What the maker's connection is opened with."""
 

@@ -129,6 +129,7 @@ class Engine:
         metrics: CreditsMetrics,
         limits: EngineLimits,
     ) -> None:
+        self._pool = pool
         self._limits = limits
         self._metrics = metrics
         self._clock = clock
@@ -165,6 +166,7 @@ class Engine:
         Raises:
             QueueFull: more would wait than the bound allows.
             Draining: the engine accepts nothing new.
+            DatabaseDown: nothing can be written now, which is known without trying.
         """
         count = len(operations)
         if count == 0:
@@ -207,6 +209,9 @@ class Engine:
         if self._waiting + count > self._limits.queue:
             self._metrics.rejected("queue_full", count)
             raise QueueFull(waiting=self._waiting, limit=self._limits.queue)
+        if (refusal := self._pool.refusal()) is not None:
+            self._metrics.rejected("database_down", count)
+            raise refusal
         self._waiting += count
         self._idle.clear()
 

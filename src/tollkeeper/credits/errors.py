@@ -19,7 +19,6 @@ CreditsError
 │   ├── KeyReused                 the same key brought another request
 │   └── KeyExpired                a UUIDv7 key older than the keys' lifetime, or from the future
 ├── InvalidRequest                a field that cannot be; `problems` names each
-├── OperatorNeeded                not for a key that is bound to a tenant
 └── Busy                          try again later, with the same key
     ├── QueueFull
     ├── Draining
@@ -293,15 +292,6 @@ class InvalidRequest(CreditsError):
     def message(self) -> str:
         """Name every field with its problem."""
         return "; ".join(f"{problem.field}: {problem.detail}" for problem in self.errors)
-
-
-@dataclass(eq=False, kw_only=True)
-class OperatorNeeded(CreditsError):
-    """Whose account it is must not be the one to decide."""
-
-    def message(self) -> str:
-        """Say which key it takes."""
-        return "a freeze is lifted by the operator: use a key that is not bound to a tenant"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -39,6 +39,7 @@ from tollkeeper.kernel.principal import Scope
 from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.body import decode_body, read_body
+from tollkeeper.web.errors import OperatorNeeded
 from tollkeeper.web.idempotency import idempotency_key
 from tollkeeper.web.openapi import Answer, Body, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
@@ -78,7 +79,7 @@ class FreezesApi:
         """
         principal = authorize(request.scope, Scope.ADMIN)
         if principal.tenant_id is not None:
-            raise errors.OperatorNeeded
+            raise OperatorNeeded(what="lifting a freeze")
         refuse_query(request.scope)
         key = idempotency_key(request.scope["headers"])
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
@@ -119,7 +120,7 @@ _UNFREEZE = RouteFacts(
     body=Body(struct=UnfreezeBody, example={"reason": "row restored from backup, ticket 17"}),
     answers={201: transaction_answer(UnfreezeView)},
     problems=(
-        *KEY_PROBLEMS, errors.OperatorNeeded, errors.AccountNotFound, errors.NotFrozen,
+        *KEY_PROBLEMS, OperatorNeeded, errors.AccountNotFound, errors.NotFrozen,
         errors.UnfreezeUnsafe,
     ),
 )  # fmt: skip

@@ -8,7 +8,7 @@ in which they came. Pure.
 
 import re
 
-from tollkeeper.kernel.cards import (
+from tollkeeper.telemetry.cards import (
     MASK,
     MAX_DIGITS,
     MIN_DIGITS,

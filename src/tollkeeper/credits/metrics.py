@@ -38,6 +38,10 @@ RESULTS: dict[type[TollkeeperError], str] = {
 """Label of each way an operation can end without effect."""
 
 
+REJECTIONS = ("queue_full", "draining", "database_down")
+"""Why operations are not even accepted."""
+
+
 class CreditsMetrics:
     """What the engine and the service report; `credits_*` in the exposition."""
 
@@ -72,7 +76,7 @@ class CreditsMetrics:
         rejected = Counter(
             "credits_rejected", "Operations not accepted.", ("reason",), registry=registry
         )
-        self._rejected = {reason: rejected.labels(reason) for reason in ("queue_full", "draining")}
+        self._rejected = {reason: rejected.labels(reason) for reason in REJECTIONS}
         self._queue_depth = Gauge(
             "credits_queue_depth", "Operations accepted and not yet decided.", registry=registry
         )
@@ -99,7 +103,7 @@ class CreditsMetrics:
         self._retries[reason].inc(count)
 
     def rejected(self, reason: str, count: int) -> None:
-        """Count operations refused for `queue_full` or `draining`."""
+        """Count operations refused for one of `REJECTIONS`."""
         self._rejected[reason].inc(count)
 
 

@@ -19,7 +19,10 @@ from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
+from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.ids import AccountId, TenantId
+
+TIMEOUTS: Final = Timeouts(statement_s=300, lock_s=5, idle_in_transaction_s=60)
 
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "application_name": "tollkeeper reconciliation",
@@ -32,9 +35,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "jit": "off",
-    "statement_timeout": "5min",
-    "lock_timeout": "5s",
-    "idle_in_transaction_session_timeout": "60s",
+    **TIMEOUTS.settings(),
 }
 """What the reconciler's connection is opened with."""
 

@@ -28,8 +28,8 @@ from tollkeeper.credits.model import (
     Reserve,
     Unfreeze,
 )
-from tollkeeper.kernel.cards import holds_card
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of, uuid7_milliseconds
+from tollkeeper.telemetry.cards import holds_card
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._~:@!$&'()*+,;=|-]{0,127}(?![\s\S])"
 """Ids of accounts and tenants: they stand in a URL's path as they are. The end is written as a

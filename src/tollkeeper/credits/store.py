@@ -41,7 +41,10 @@ from tollkeeper.credits.model import (
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
+from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
+
+TIMEOUTS: Final = Timeouts(statement_s=15, lock_s=5, idle_in_transaction_s=15)
 
 SESSION_SETTINGS: Final[Mapping[str, str]] = {
     # The ledger's statements are few, keyed and parametrised by arrays, whose lengths the planner
@@ -53,9 +56,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
     "jit": "off",
-    "statement_timeout": "15s",
-    "lock_timeout": "5s",
-    "idle_in_transaction_session_timeout": "15s",
+    **TIMEOUTS.settings(),
 }
 """What a connection of the ledger's pool is opened with."""
 

@@ -16,6 +16,7 @@ from tollkeeper.database.binaries import MINIMUM_MAJOR
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.dsn import Dsn, Host, parse_dsn
 from tollkeeper.database.errors import (
+    DatabaseError,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     PoolFull,
@@ -42,8 +43,11 @@ CONNECT_TIMEOUT_S = 10.0
 CONNECTION_LOST_STATES = frozenset({"57P01", "57P02", "57P03"})
 """Admin shutdown, crash shutdown, cannot connect now; class 08 and every FATAL count too."""
 
-GENERATION_OVER_STATES = CONNECTION_LOST_STATES | {"25006"}
-"""With class 08 also: read-only transaction, which a demoted primary says to every write."""
+READ_ONLY = "25006"
+"""Read-only transaction: a demoted primary says it to every write."""
+
+GENERATION_OVER_STATES = CONNECTION_LOST_STATES | {READ_ONLY}
+"""With class 08 also."""
 
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53100", "53200", "53300"})
 """Serialization failure, deadlock, lock not available, disk full, out of memory, too many
@@ -221,11 +225,31 @@ def is_generation_over(error: BaseException | None) -> bool:
             return False
 
 
+def is_read_only(error: BaseException | None) -> bool:
+    """Say whether the server refused to write: it is a standby, or was demoted."""
+    if isinstance(error, asyncpg.PostgresError):
+        return bool(error.sqlstate == READ_ONLY)
+    return isinstance(error, ReadOnlyServer)
+
+
 def is_too_many(error: BaseException | None) -> bool:
     """Say whether the server has no connection left for us."""
     if isinstance(error, asyncpg.PostgresError):
         return bool(error.sqlstate == TOO_MANY_CONNECTIONS)
     return isinstance(error, TooManyConnections)
+
+
+def translated(error: Exception) -> DatabaseError | None:
+    """Return our error for one of the driver that callers need to tell apart; None for others."""
+    if isinstance(error, DatabaseError):
+        return None
+    if is_read_only(error):
+        return ReadOnlyServer(reason=str(error))
+    if is_connection_lost(error):
+        return DatabaseUnavailable(reason=str(error) or type(error).__name__)
+    if is_schema_missing(error):
+        return SchemaMissing(reason=str(error))
+    return None
 
 
 def is_partition_missing(error: BaseException) -> bool:

@@ -9,55 +9,67 @@ Every change of state is synchronous and ends in `_settle`, which restores the i
 - idle + held + opening + closing connections never exceed the size, except after it was reduced,
   when the surplus is retired as it becomes idle;
 - who waits can be served by a connection that is held, being opened, or opened after a rest; when
-  an open fails and no other connection existed beside it, everyone who waits is refused.
-There is no lock. Opening and closing happen in tasks of their own, so that a caller who is
-cancelled leaks no connection and strands nobody.
+  an open fails and no other connection existed beside it, everyone who waits is refused;
+- no connection of an expired generation is handed out.
+There is no lock. Opening and closing happen in tasks of their own (`opening.py`), so that a caller
+who is cancelled leaks no connection and strands nobody.
 """
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
-from tollkeeper.database.connect import close_gently, is_connection_lost, is_schema_missing
+from tollkeeper.database.connect import (
+    close_gently,
+    is_connection_lost,
+    is_generation_over,
+    is_read_only,
+    translated,
+)
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
     DatabaseError,
     DatabaseUnavailable,
+    NestedAcquire,
     PoolClosed,
     PoolTimeout,
     SchemaMissing,
 )
+from tollkeeper.database.histogram import Histogram
+from tollkeeper.database.line import Line
+from tollkeeper.database.opening import Opener, Ties
+from tollkeeper.database.slot import Holders, Slot
+from tollkeeper.database.status import Access, PoolStatus
 from tollkeeper.kernel.clock import Clock
-
-ACQUIRE_TIMEOUT_S = 5.0
-"""How long an acquire waits unless it says otherwise."""
 
 CLOSE_TIMEOUT_S = 2.0
 """A retired connection occupies its place at most so long while it says goodbye."""
 
-OPEN_PAUSE_S = 0.25
-"""After a failed open, while there are other connections, opening rests: no reconnect storm."""
+LIFETIME_JITTER = 0.2
+"""Share of the lifetime that is taken off at random: connections do not all end together."""
 
-Waiter = asyncio.Future[Connection]
+REPORT_HELD_S = 30.0
+"""Who holds a connection longer is reported, unless it is expected to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PoolCounters:
-    """The state of a pool; fields that end in `_total` only grow."""
+class PoolLimits:
+    """Bounds of a pool beside its size. Durations are seconds."""
 
-    size: int
-    open: int
-    idle: int
-    in_use: int
-    waiting: int
-    acquired_total: int
-    waited_total: int
-    timeouts_total: int
-    opened_total: int
-    discarded_total: int
-    wait_seconds_total: float
+    acquire_timeout_s: float = 5.0
+    """How long an acquire waits unless it, or its request, says less."""
+    max_waiting: int = 10_000
+    """Who would wait behind so many is refused at once."""
+    lifetime_s: float = 3_600.0
+    """A connection is replaced at this age, less the jitter."""
+    idle_s: float = 300.0
+    """A connection above the minimum that was idle so long is closed."""
+    report_held_s: float = REPORT_HELD_S
+    """Who holds a connection longer is reported, once."""
+    tick_s: float = 1.0
+    """How often ages are looked at."""
 
 
 class Pool:
@@ -69,52 +81,86 @@ class Pool:
         *,
         size: int,
         clock: Clock,
-        acquire_timeout_s: float = ACQUIRE_TIMEOUT_S,
+        minimum: int = 0,
+        name: str = "pool",
+        access: Access = Access.WRITE,
+        limits: PoolLimits | None = None,
+        ties: Ties | None = None,
     ) -> None:
-        if size < 1:
-            raise ValueError("a pool needs at least one connection")
-        self._connect = connect
-        self._size = size
+        _check_size(size, minimum)
+        self.name = name
+        self.access = access
+        self.use_times, self.create_times = Histogram(), Histogram()
+        self._size, self._minimum = size, minimum
         self._clock = clock
-        self._acquire_timeout_s = acquire_timeout_s
+        self._limits = limits or PoolLimits()
+        ties = ties or Ties()
+        self._guard = ties.guard
+        self._jitter = ties.jitter
+        self._observe = ties.observe
         self._is_open = True
-        self._waiters: OrderedDict[Waiter, None] = OrderedDict()  # removal anywhere is O(1)
-        self._idle: deque[Connection] = deque()  # the most recently used at the right end
-        self._held: set[Connection] = set()
-        # Each attempt, and whether there were other connections when it began.
-        self._opening: dict[asyncio.Future[Connection], bool] = {}
+        self._generation = 1
+        self._line = Line(
+            clock=clock,
+            timeout_s=self._limits.acquire_timeout_s,
+            max_waiting=self._limits.max_waiting,
+            give_back=lambda slot: self._take_back(slot, discard=False),
+            timed_out=self._timed_out,
+        )
+        self._idle: deque[Slot] = deque()  # the most recently used at the right end
+        self._held: dict[Connection, Slot] = {}
+        self._holders = Holders(name)
         self._closing: set[asyncio.Task[None]] = set()
-        self._pause: asyncio.TimerHandle | None = None
+        self._opener = Opener(connect, ties=ties, clock=clock)
+        self._opener.opened, self._opener.failed = self._opened, self._open_failed
+        self._opener.rested = self._settle
+        self._tick: asyncio.TimerHandle | None = None
         self._all_returned = asyncio.Event()
         self._all_returned.set()
-        self._acquired_total = 0
-        self._waited_total = 0
-        self._timeouts_total = 0
-        self._opened_total = 0
-        self._discarded_total = 0
-        self._wait_seconds_total = 0.0
+        self._acquired_total = self._opened_total = self._failed_opens_total = 0
+        self._lost_total = self._retired_total = 0
+
+    def warm(self) -> None:
+        """Begin to open the minimum; needs a running loop."""
+        self._settle()
 
     async def acquire(self, timeout_s: float | None = None) -> Connection:
         """Return a connection, to be given back with `release`; waits `timeout_s` at most.
 
         Raises:
             PoolTimeout: none became free in time; opening one counts as waiting.
+            PoolFull: too many wait already, or it would take longer than the deadline.
             PoolClosed: the pool is draining or closed.
+            DatabaseDown: the breaker is open.
             DatabaseUnavailable: none is open and none can be opened.
             SchemaMissing: none can be opened, because the role is not there.
+            NestedAcquire: the task holds one, and would wait for others that may wait for it.
         """
         if not self._is_open:
             raise PoolClosed
-        waiter: Waiter = asyncio.get_running_loop().create_future()
-        self._waiters[waiter] = None
-        self._settle()
-        connection = waiter.result() if waiter.done() else await self._wait(waiter, timeout_s)
+        if (refusal := self.refusal()) is not None:
+            raise refusal
+        task = asyncio.current_task()
+        if task in self._holders:
+            self._check_nested(task)
+        if self._idle and not self._line and (slot := self._take_idle()) is not None:
+            self._line.wait_times.observe(0.0)
+        else:
+            limit_s = self._line.limit_s(timeout_s)
+            waiter = self._line.join(limit_s)
+            self._settle()
+            slot = await self._line.wait(waiter, limit_s)
+        self._holders.add(slot, task)
         self._acquired_total += 1
-        return connection
+        return slot.connection
+
+    def refusal(self) -> DatabaseUnavailable | None:
+        """Return why nobody is served now; None while the breaker is closed."""
+        return None if self._guard is None else self._guard.refusal()
 
     async def release(self, connection: Connection, *, discard: bool = False) -> None:
         """Give a connection back; `discard` it when its state is in doubt. Never waits."""
-        self._take_back(connection, discard=discard)
+        self._take_back(self._slot_of(connection), discard=discard)
 
     @asynccontextmanager
     async def connection(self, timeout_s: float | None = None) -> AsyncIterator[Connection]:
@@ -124,9 +170,11 @@ class Pool:
 
         Raises:
             DatabaseUnavailable: the connection was lost inside the block (and as `acquire` does).
+            ReadOnlyServer: the server no longer takes writes.
             SchemaMissing: a statement named what is not there (and as `acquire` does).
         """
         connection = await self.acquire(timeout_s)
+        slot = self._slot_of(connection)
         is_doubtful = True
         try:
             yield connection
@@ -134,29 +182,62 @@ class Pool:
         except Exception as error:
             is_lost = is_connection_lost(error)
             is_doubtful = is_lost or isinstance(error, TimeoutError)
-            if is_lost and not isinstance(error, DatabaseUnavailable):
-                raise DatabaseUnavailable(reason=str(error) or type(error).__name__) from error
-            if is_schema_missing(error):
-                raise SchemaMissing(reason=str(error)) from error
+            self._judge(slot, error, is_lost=is_lost)
+            if (known := translated(error)) is not None:
+                raise known from error
             raise
         finally:
-            self._take_back(connection, discard=is_doubtful)
+            self._take_back(slot, discard=is_doubtful)
 
-    def resize(self, size: int) -> None:
-        """Change the size: growth serves who waits, surplus is retired as it becomes idle."""
-        if size < 1:
-            raise ValueError("a pool needs at least one connection")
-        self._size = size
+    def resize(self, size: int, minimum: int | None = None) -> None:
+        """Change the bounds: growth serves who waits, surplus is retired as it becomes idle."""
+        minimum = min(size, self._minimum) if minimum is None else minimum
+        _check_size(size, minimum)
+        self._size, self._minimum = size, minimum
+        self._settle()
+
+    def expire(self, generation: int | None = None) -> bool:
+        """Retire every connection: idle ones now, held ones when they come back.
+
+        With a `generation`, only if it is the present one, and say whether it was: a hundred
+        statements that fail of one restart expire one generation.
+        """
+        if generation is not None and generation != self._generation:
+            return False
+        self._generation += 1
+        while self._idle:
+            self._retire(self._idle.popleft())
+        self._settle()
+        return True
+
+    def hang_up(self) -> None:
+        """End every connection at once, held ones too: their server does not answer.
+
+        Holders learn of it as of any lost connection, and their outcomes are as open.
+        """
+        self._generation += 1
+        for slot in (*self._idle, *self._held.values()):
+            self._lost_total += 1
+            slot.is_retired = True
+            slot.connection.terminate()
+        self._idle.clear()
+        self._settle()
+
+    def refuse_waiting(self, refusal: Callable[[], DatabaseError]) -> None:
+        """Give everyone who waits an error of their own: the breaker has opened."""
+        self._line.refuse_all(refusal)
+
+    def wake(self) -> None:
+        """Open again without waiting for the pause to end: the breaker has closed."""
+        self._opener.wake()
         self._settle()
 
     async def drain(self, timeout_s: float) -> bool:
         """Hand out nothing more, wait for what is held, then close; True if all came back."""
         self._shut()
-        try:
+        with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s):
                 await self._all_returned.wait()
-        except TimeoutError:
-            pass
         has_all = not self._held
         await asyncio.gather(*(close_gently(held, CLOSE_TIMEOUT_S) for held in self._held))
         await self._finish()
@@ -164,147 +245,213 @@ class Pool:
 
     async def close(self) -> None:
         """Hand out nothing more and hang up on every connection, held ones too."""
-        for connection in (*self._idle, *self._held):
-            connection.terminate()
+        for slot in (*self._idle, *self._held.values()):
+            slot.is_retired = True
+            slot.connection.terminate()
         self._shut()
         await self._finish()
 
-    def counters(self) -> PoolCounters:
+    def is_stalled(self, since_s: float) -> bool:
+        """Say whether somebody has held a connection since before `since_s`."""
+        return any(slot.since_s < since_s for slot in self._held.values())
+
+    @property
+    def wait_times(self) -> Histogram:
+        """How long acquires waited, however they ended."""
+        return self._line.wait_times
+
+    def status(self) -> PoolStatus:
         """Return the state and the totals."""
-        return PoolCounters(
+        return PoolStatus(
+            name=self.name,
+            access=self.access,
             size=self._size,
+            minimum=self._minimum,
             open=len(self._idle) + len(self._held) + len(self._closing),
             idle=len(self._idle),
             in_use=len(self._held),
-            waiting=len(self._waiters),
+            opening=len(self._opener),
+            waiting=len(self._line),
+            max_waiting=self._line.max_waiting,
+            generation=self._generation,
             acquired_total=self._acquired_total,
-            waited_total=self._waited_total,
-            timeouts_total=self._timeouts_total,
+            waited_total=self._line.waited_total,
+            timeouts_total=self._line.timeouts_total,
+            refused_total=self._line.refused_total,
             opened_total=self._opened_total,
-            discarded_total=self._discarded_total,
-            wait_seconds_total=self._wait_seconds_total,
+            failed_opens_total=self._failed_opens_total,
+            lost_total=self._lost_total,
+            retired_total=self._retired_total,
+            nested_total=self._holders.nested_total,
+            held_long_total=self._holders.held_long_total,
         )
 
-    # Waiting -------------------------------------------------------------------------------------
+    def _check_nested(self, task: asyncio.Task[object] | None) -> None:
+        """Refuse a task a second connection if it would wait for it.
 
-    async def _wait(self, waiter: Waiter, timeout_s: float | None) -> Connection:
-        limit_s = self._acquire_timeout_s if timeout_s is None else timeout_s
-        loop = asyncio.get_running_loop()
-        expiry = loop.call_later(limit_s, self._expire, waiter, limit_s)
-        started_s = self._clock.monotonic_s()
-        self._waited_total += 1
-        try:
-            return await waiter
-        except asyncio.CancelledError:
-            self._abandon(waiter)
-            raise
-        finally:
-            expiry.cancel()
-            self._wait_seconds_total += self._clock.monotonic_s() - started_s
+        A pool whose holders all wait for one more never serves anybody again (HikariCP #442).
+        """
+        would_wait = not self._idle and self._kept() >= self._size
+        self._holders.note_nested(task, is_refused=would_wait)
+        if would_wait:
+            raise NestedAcquire(pool=self.name)
 
-    def _expire(self, waiter: Waiter, waited_s: float) -> None:
-        if waiter in self._waiters:
-            del self._waiters[waiter]
-            self._timeouts_total += 1
-            waiter.set_exception(PoolTimeout(waited_s=waited_s, size=self._size))
+    def _timed_out(self, waited_s: float) -> PoolTimeout:
+        if self._guard is not None:
+            self._guard.stalled()
+        return PoolTimeout(waited_s=waited_s, size=self._size)
 
-    def _abandon(self, waiter: Waiter) -> None:
-        """Forget a cancelled caller; what it was already given goes to the next."""
-        self._waiters.pop(waiter, None)
-        if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-            self._take_back(waiter.result(), discard=False)
+    # Handing out and taking back -----------------------------------------------------------------
 
-    def _take_back(self, connection: Connection, *, discard: bool) -> None:
-        assert connection in self._held, "released twice, or not of this pool"
-        self._held.remove(connection)
+    def _slot_of(self, connection: Connection) -> Slot:
+        slot = self._held.get(connection)
+        assert slot is not None, "released twice, or not of this pool"
+        return slot
+
+    def _take_idle(self) -> Slot | None:
+        """Hold the idle connection that was used last, if it is still good."""
+        slot = self._idle.pop()
+        if not slot.is_clean:  # the server closed it while it was idle
+            self._forget_lost(slot)
+            return None
+        self._hold(slot)
+        return slot
+
+    def _hold(self, slot: Slot) -> None:
+        self._held[slot.connection] = slot
+        self._all_returned.clear()
+        slot.since_s = self._clock.monotonic_s()
+        slot.wait_s = 0.0
+        slot.is_told = False
+
+    def _take_back(self, slot: Slot, *, discard: bool) -> None:
+        now = self._clock.monotonic_s()
+        del self._held[slot.connection]
+        self._holders.remove(slot)
+        self.use_times.observe(now - slot.since_s)
+        slot.since_s = now
         if not self._held:
             self._all_returned.set()
-        if discard or not self._is_open or not _is_clean(connection):
-            self._retire(connection)
+        self._line.note_return(now)
+        is_over = slot.generation != self._generation or slot.expires_s <= now
+        if slot.connection.is_closed() and not slot.is_retired:
+            self._forget_lost(slot)
+        elif discard or is_over or not self._is_open or not slot.is_clean:
+            self._retire(slot)
         else:
-            self._idle.append(connection)
+            self._idle.append(slot)
         self._settle()
+
+    def _judge(self, slot: Slot, error: Exception, *, is_lost: bool) -> None:
+        """Draw from an error what it means for the other connections."""
+        is_over = is_generation_over(error)
+        if is_over and self.access is Access.READ and is_read_only(error):
+            return  # whoever writes over a pool for reads is told; the server is as it was
+        if is_over and not self.expire(slot.generation):
+            return  # one event, seen by many
+        if self._guard is None:
+            return
+        if is_over or is_lost:
+            self._guard.lost(error)
+        elif isinstance(error, TimeoutError):
+            self._guard.stalled()
 
     def _settle(self) -> None:
         """Restore the invariants: retire the surplus, serve who waits, open what is missing."""
         while self._idle and self._kept() > self._size:
             self._retire(self._idle.popleft())
-        while self._waiters and self._idle:
-            self._hand_out(self._idle.pop())
+        while self._line and self._idle:
+            self._hand_out()
         while self._may_open():
-            task = asyncio.ensure_future(self._connect())
-            self._opening[task] = bool(self._held or self._closing)
-            task.add_done_callback(self._opened)
+            if not self._opener.open(has_company=bool(self._held or self._closing)):
+                break
+        if self._tick is None and self._is_open and self._kept():
+            loop = asyncio.get_running_loop()
+            self._tick = loop.call_later(self._limits.tick_s, self._look_at_ages)
 
-    def _hand_out(self, connection: Connection) -> None:
-        if not _is_clean(connection):  # the server closed it while it was idle
-            self._retire(connection)
+    def _hand_out(self) -> None:
+        slot = self._take_idle()
+        if slot is None:
             return
-        waiter, _ = self._waiters.popitem(last=False)
-        if waiter.done():  # cancelled, and its task has not run yet to say so
-            self._idle.append(connection)
-            return
-        self._held.add(connection)
-        self._all_returned.clear()
-        waiter.set_result(connection)
+        if not self._line.serve(slot):
+            del self._held[slot.connection]
+            if not self._held:
+                self._all_returned.set()
+            self._idle.append(slot)
 
     # Opening and closing -------------------------------------------------------------------------
 
     def _kept(self) -> int:
-        return len(self._idle) + len(self._held) + len(self._opening)
+        return len(self._idle) + len(self._held) + len(self._opener)
 
     def _may_open(self) -> bool:
-        is_wanted = len(self._waiters) > len(self._opening)
-        is_resting = self._pause is not None
-        return is_wanted and not is_resting and self._kept() + len(self._closing) < self._size
+        kept, opening = self._kept(), len(self._opener)
+        is_wanted = len(self._line) > opening or kept < self._minimum
+        return self._is_open and is_wanted and kept + len(self._closing) < self._size
 
-    def _opened(self, task: asyncio.Future[Connection]) -> None:
-        had_company = self._opening.pop(task)
-        failure = asyncio.CancelledError() if task.cancelled() else task.exception()
-        if failure is None:
-            self._opened_total += 1
-            self._idle.append(task.result())
-            if not self._is_open:
-                self._retire(self._idle.pop())
-        elif self._held or self._opening or self._closing or had_company:
-            # One of these may serve who waits, or make room at the server, or has just made it:
-            # only an open that was refused while it was alone is the last word.
-            self._rest()
+    def _opened(self, connection: Connection, took_s: float) -> None:
+        self._opened_total += 1
+        self.create_times.observe(took_s)
+        now = self._clock.monotonic_s()
+        lifetime_s = self._limits.lifetime_s * (1.0 - LIFETIME_JITTER * self._jitter())
+        slot = Slot(connection, generation=self._generation, expires_s=now + lifetime_s)
+        slot.since_s = now
+        connection.add_termination_listener(lambda _: self._terminated(slot))
+        if self._observe is not None:
+            observe = self._observe
+            connection.add_query_logger(lambda query: observe(slot, query))
+        if self._is_open:
+            self._idle.append(slot)
         else:
+            self._retire(slot)
+        self._settle()
+
+    def _open_failed(self, failure: BaseException, had_company: bool) -> None:
+        if not isinstance(failure, asyncio.CancelledError):
+            self._failed_opens_total += 1
+        # Company may serve who waits, or make room at the server, or has just made it: only an
+        # open that was refused while it was alone is the last word.
+        if not (self._held or self._opener or self._closing or had_company):
             self._refuse_all(failure)
         self._settle()
 
     def _refuse_all(self, failure: BaseException) -> None:
         """Tell everyone who waits why: there is nothing that could serve them."""
-        reason = f"{type(failure).__name__}: {failure}"
-        if isinstance(failure, DatabaseUnavailable):
-            reason = failure.reason
-        for waiter in self._take_waiters():
-            refusal: DatabaseError = DatabaseUnavailable(reason=reason)
-            if isinstance(failure, SchemaMissing):
-                refusal = SchemaMissing(reason=failure.reason)
-            refusal.__cause__ = failure
-            waiter.set_exception(refusal)
 
-    def _take_waiters(self) -> Iterable[Waiter]:
-        waiters = [waiter for waiter in self._waiters if not waiter.done()]
-        self._waiters.clear()
-        return waiters
+        def refusal() -> DatabaseError:
+            error: DatabaseError
+            if isinstance(failure, SchemaMissing | DatabaseUnavailable):
+                error = replace(failure)
+            else:
+                error = DatabaseUnavailable(reason=f"{type(failure).__name__}: {failure}")
+            error.__cause__ = failure
+            return error
 
-    def _rest(self) -> None:
-        if self._pause is None and self._is_open:
-            loop = asyncio.get_running_loop()
-            self._pause = loop.call_later(OPEN_PAUSE_S, self._end_rest)
+        self._line.refuse_all(refusal)
 
-    def _end_rest(self) -> None:
-        self._pause = None
+    def _terminated(self, slot: Slot) -> None:
+        """The driver says that a connection has ended: by us, while held, or while idle."""
+        if slot.is_retired or slot not in self._idle:
+            return  # a holder finds out by itself
+        self._idle.remove(slot)
+        self._forget_lost(slot)
+        if self._guard is not None:
+            self._guard.lost(None)
         self._settle()
 
-    def _retire(self, connection: Connection) -> None:
-        self._discarded_total += 1
-        if connection.is_closed():
+    def _forget_lost(self, slot: Slot) -> None:
+        if slot.connection.is_closed():
+            slot.is_retired = True
+            self._lost_total += 1
+        else:
+            self._retire(slot)
+
+    def _retire(self, slot: Slot) -> None:
+        self._retired_total += 1
+        slot.is_retired = True
+        if slot.connection.is_closed():
             return
-        task = asyncio.ensure_future(close_gently(connection, CLOSE_TIMEOUT_S))
+        task = asyncio.ensure_future(close_gently(slot.connection, CLOSE_TIMEOUT_S))
         self._closing.add(task)
         task.add_done_callback(self._closed)
 
@@ -312,22 +459,38 @@ class Pool:
         self._closing.discard(task)
         self._settle()
 
+    def _look_at_ages(self) -> None:
+        """Retire what is old or was idle for long, and report who holds a connection for long."""
+        self._tick = None
+        now = self._clock.monotonic_s()
+        for slot in [each for each in self._idle if each.expires_s <= now]:
+            self._idle.remove(slot)
+            self._retire(slot)
+        oldest_s = now - self._limits.idle_s
+        while self._idle and self._idle[0].since_s <= oldest_s and self._kept() > self._minimum:
+            self._retire(self._idle.popleft())
+        limit_s = self._limits.report_held_s
+        self._holders.report(self._held.values(), now_s=now, limit_s=limit_s)
+        self._settle()
+
     def _shut(self) -> None:
         self._is_open = False
-        if self._pause is not None:
-            self._pause.cancel()
-            self._pause = None
-        for waiter in self._take_waiters():
-            waiter.set_exception(PoolClosed())
-        for task in self._opening:
-            task.cancel()
+        if self._tick is not None:
+            self._tick.cancel()
+            self._tick = None
+        self._line.refuse_all(PoolClosed)
+        self._opener.shut()
         while self._idle:
             self._retire(self._idle.popleft())
 
     async def _finish(self) -> None:
-        while self._opening or self._closing:
-            await asyncio.wait(self._opening or self._closing)
+        await self._opener.ended()
+        while self._closing:
+            await asyncio.wait(self._closing)
 
 
-def _is_clean(connection: Connection) -> bool:
-    return not connection.is_closed() and not connection.is_in_transaction()
+def _check_size(size: int, minimum: int) -> None:
+    if size < 1:
+        raise ValueError("a pool needs at least one connection")
+    if not 0 <= minimum <= size:
+        raise ValueError("a pool's minimum is 0 at least and its size at most")

@@ -136,6 +136,8 @@ class DatabaseStatus:
     checked_at: datetime | None
     budget: int | None
     """Most connections this process may open there, as the server's settings allow."""
+    tuning: str | None = None
+    """Why the tuned pool has its size: what the last window showed."""
     hosts: tuple[HostStatus, ...]
     breakers: tuple[BreakerStatus, ...]
     pools: tuple[PoolStatus, ...]

@@ -1,1 +1,1 @@
-"""The nouns every slice shares, in the standard library only: ids, amounts, cards, clock ..."""
+"""The nouns every slice shares, in the standard library only: ids, amounts, clock, breaker ..."""

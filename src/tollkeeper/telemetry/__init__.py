@@ -1,1 +1,1 @@
-"""Telemetry: structured logs and the metrics registry."""
+"""Telemetry: structured logs, the metrics registry, what must not be seen in either."""

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from structlog.types import EventDict
 
-from tollkeeper.kernel.cards import mask_cards
+from tollkeeper.telemetry.cards import mask_cards
 
 REMOVED = "***"
 """Stands for a secret's value."""

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 from litestar.types import Receive
 
-from tollkeeper.kernel.cards import mask_cards
+from tollkeeper.telemetry.cards import mask_cards
 from tollkeeper.web.errors import FieldFault, RequestAborted, RequestInvalid
 
 WHOLE_BODY = "body"

@@ -4,6 +4,7 @@ WebError
 ├── NotAuthenticated          no usable bearer key; `reason` says what is missing
 ├── TooManyFailures           no valid key from this address too often; wait `retry_after_s`
 ├── ScopeMissing              the key is good, but does not allow this
+├── OperatorNeeded            the key is bound to a tenant, and this is no tenant's business
 ├── RequestInvalid            the body or a parameter; `errors` names the fields
 ├── RequestAborted            the caller went away before its body was complete
 ├── BodyTooLarge              more bytes than `limit_bytes`
@@ -64,6 +65,17 @@ class ScopeMissing(WebError):
     def message(self) -> str:
         """Name the scope the key would need."""
         return f"this needs a key with the scope {self.needed}"
+
+
+@dataclass(eq=False, kw_only=True)
+class OperatorNeeded(WebError):
+    """What a tenant must not decide or see, whatever its key allows."""
+
+    what: str
+
+    def message(self) -> str:
+        """Say which key it takes."""
+        return f"{self.what} is for the operator: use a key that is not bound to a tenant"
 
 
 @dataclass(eq=False, kw_only=True)

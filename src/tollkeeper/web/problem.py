@@ -22,8 +22,8 @@ from litestar.exceptions import HTTPException
 from litestar.types import Scope, Send
 
 from tollkeeper.database.errors import DatabaseError, SchemaMissing
-from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.telemetry.cards import mask_cards
 from tollkeeper.telemetry.request import REQUEST_ID, current_request_id, note_problem
 from tollkeeper.web.errors import (
     BodyTooLarge,
@@ -32,6 +32,7 @@ from tollkeeper.web.errors import (
     IdempotencyKeyMissing,
     NotAuthenticated,
     NotReady,
+    OperatorNeeded,
     RequestAborted,
     RequestInvalid,
     ScopeMissing,
@@ -80,6 +81,9 @@ SHARED_PROBLEMS: ProblemTable = {
         429, URN + "too-many-failures", "Too many requests without a valid key"
     ),
     ScopeMissing: ProblemKind(403, URN + "scope-missing", "The key does not allow this"),
+    OperatorNeeded: ProblemKind(
+        403, URN + "operator-needed", "The operator decides this, not a tenant"
+    ),
     RequestInvalid: ProblemKind(400, URN + "invalid-request", "Invalid request"),
     RequestAborted: ProblemKind(400, URN + "request-aborted", "Request aborted"),
     BodyTooLarge: ProblemKind(413, URN + "body-too-large", "Body too large"),

@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 
 from litestar.types import Scope
 
-from tollkeeper.kernel.cards import mask_cards
+from tollkeeper.telemetry.cards import mask_cards
 from tollkeeper.web.body import MAX_ECHO_LENGTH
 from tollkeeper.web.errors import FieldFault, RequestInvalid
 

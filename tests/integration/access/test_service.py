@@ -95,12 +95,12 @@ async def test_unknown_key_is_refused_without_a_round_trip(
     checker: AccessService, service_pool: Pool
 ) -> None:
     await checker.refresh()
-    before = service_pool.counters().acquired_total
+    before = service_pool.status().acquired_total
 
     for token in ("", "wrong", "tk_live_" + "0" * 72, "\udcff"):
         assert not is_valid(checker, token)
 
-    assert before == service_pool.counters().acquired_total
+    assert before == service_pool.status().acquired_total
 
 
 async def test_revoked_key_stops_working_after_the_next_refresh(

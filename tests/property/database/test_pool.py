@@ -59,7 +59,7 @@ class Session:
         self.check()
 
     def check(self) -> None:
-        counters = self.pool.counters()
+        counters = self.pool.status()
         assert counters.open <= self.largest_size
         assert not (counters.waiting and counters.idle)
         assert self.served == sorted(self.served)
@@ -87,8 +87,8 @@ def test_any_interleaving_serves_in_order_within_limits_and_leaks_nothing(
             await session.act(action, argument)
         await session.serve_the_rest()
 
-        assert (0, 0) == (pool.counters().in_use, pool.counters().waiting)
+        assert (0, 0) == (pool.status().in_use, pool.status().waiting)
         assert await pool.drain(10)
-        assert 0 == pool.counters().open
+        assert 0 == pool.status().open
 
     asyncio.run(interleave())

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from tests.clocks import SetClock
 
-from tollkeeper.kernel.cards import mask_cards
 from tollkeeper.kernel.ids import system_entropy
+from tollkeeper.telemetry.cards import mask_cards
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.request import IDS_LIMIT, current_request, current_request_id, ids_of
 from tollkeeper.web.answer import JsonAnswer

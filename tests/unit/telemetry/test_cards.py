@@ -3,7 +3,7 @@
 import pytest
 from tests.cards import PUBLIC_NUMBERS, grouped, passes_luhn
 
-from tollkeeper.kernel.cards import holds_card, mask_cards
+from tollkeeper.telemetry.cards import holds_card, mask_cards
 
 
 @pytest.mark.parametrize("digits", PUBLIC_NUMBERS)

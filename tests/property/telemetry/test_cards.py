@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.cards import ISSUERS, card_numbers, passes_luhn, trace_of, written
 
-from tollkeeper.kernel.cards import holds_card, mask_cards
+from tollkeeper.telemetry.cards import holds_card, mask_cards
 
 # Next to a number: anything but more digits, separators, and the point of a decimal fraction.
 around = st.text(st.characters(exclude_categories=["Nd", "Cs"]), max_size=12).filter(

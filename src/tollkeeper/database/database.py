@@ -1,0 +1,469 @@
+"""One database as a process sees it: its hosts and their health, its breakers, and its pools.
+
+The one place where a check, a failed open and a lost connection meet. Reads and writes have a
+breaker each: a database without a primary is still read. Invariants:
+- pools connect where the last round of checks says, and everything that is open elsewhere expires;
+- while a breaker is open nobody waits and nothing is opened for its pools; the round of checks
+  holds the one permit that closes it again, so no caller's statement is the guinea pig;
+- a breaker counts unreachable servers and lost connections, never errors of SQL, too many
+  connections, wrong passwords or cancelled callers.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
+from typing import Final, Self
+
+import structlog
+
+from tollkeeper.database.connect import (
+    close_gently,
+    connector,
+)
+from tollkeeper.database.driver import Connection, LoggedQuery
+from tollkeeper.database.dsn import Dsn, Host
+from tollkeeper.database.errors import (
+    DatabaseDown,
+    DatabaseMisconfigured,
+    DatabaseUnavailable,
+    ReadOnlyServer,
+    SchemaMissing,
+    TooManyConnections,
+)
+from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
+from tollkeeper.database.health import HealthMonitor, HostProbe, Pace
+from tollkeeper.database.histogram import Histogram
+from tollkeeper.database.opening import ConnectLimiter, Guard, Ties
+from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits
+from tollkeeper.database.pooler import Pooler
+from tollkeeper.database.roles import Choice, HostCheck, choose
+from tollkeeper.database.slot import Slot
+from tollkeeper.database.slow import SlowQueries, failure_of
+from tollkeeper.database.status import (
+    Access,
+    BreakerStatus,
+    DatabaseStatus,
+    HostStatus,
+)
+from tollkeeper.database.tuner import Tuner, TuningPlan
+from tollkeeper.kernel.breaker import Breaker, BreakerRules, BreakerState, Permit
+from tollkeeper.kernel.clock import Clock
+
+RULES: Final = BreakerRules(failures=3, open_s=0.5, ceiling_s=2.0, jitter=0.2, probe_s=10.0)
+"""Short, because a probe costs one connection, and a restarted database should be found at once."""
+
+ANSWERING_S = 1.0
+"""A database whose last good answer is no older is not lost, whatever else fails."""
+
+WATCH_S = 1.0
+LIMITS_PERIOD_S = 300.0
+"""How often the server is asked how many connections it takes."""
+
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+
+_log = structlog.get_logger(__name__)
+
+
+class Database:
+    """The pools of one DSN, and what keeps them healthy; a context that runs while it is open."""
+
+    def __init__(
+        self,
+        name: str,
+        dsn: Dsn,
+        *,
+        clock: Clock,
+        jitter: Callable[[], float],
+        role: str | None = None,
+        pooler: Pooler = Pooler.NONE,
+        slow: SlowQueries,
+        pace: Pace | None = None,
+    ) -> None:
+        self.name = name
+        self.slow = slow
+        self.operations = Histogram()
+        """How long statements took, without waiting for a connection."""
+        self._dsn = dsn
+        self._clock = clock
+        self._jitter = jitter
+        self._pooler = pooler
+        self._pace = pace or Pace()
+        self._pools: dict[str, Pool] = {}
+        self._limiter = ConnectLimiter(clock)
+        self._answered_s = 0.0
+        self._choice = Choice(writes=None, reads=None)
+        self._permits: dict[Access, Permit] = {}
+        self._breakers = {access: self._breaker(access) for access in Access}
+        self._guards: dict[Access, Guard] = {
+            access: _Guard(self, access, breaker) for access, breaker in self._breakers.items()
+        }
+        self._down_accesses: set[Access] = set()
+        self._is_read_only = False
+        self._reason = "not looked at yet"
+        self._tuner: Tuner | None = None
+        self._limits_until_s = 0.0
+        self.too_many_total = 0
+        """Opens that the server refused because it has no connection left (53300)."""
+        self._tasks: list[asyncio.Task[None]] = []
+        self.monitor = HealthMonitor(
+            [self._probe(host, role) for host in dsn.hosts],
+            clock=clock,
+            jitter=jitter,
+            pace=self._pace,
+            begin=self._begin_round,
+            judge=self._judge,
+        )
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """The pools by name."""
+        return self._pools
+
+    @property
+    def checks(self) -> Histogram:
+        """Response times of health checks."""
+        return self.monitor.checks
+
+    def pool(
+        self,
+        name: str,
+        *,
+        access: Access,
+        size: int,
+        minimum: int = 0,
+        role: str | None = None,
+        settings: Mapping[str, str] = _NO_SETTINGS,
+        command_timeout_s: float | None = None,
+        limits: PoolLimits | None = None,
+    ) -> Pool:
+        """Make a pool for reads or writes, whose connections act as `role` with `settings`."""
+        connects = {
+            host: connector(
+                self._dsn,
+                role=role,
+                settings=settings,
+                host=host if len(self._dsn.hosts) > 1 else None,
+                command_timeout_s=command_timeout_s,
+                pooler=self._pooler,
+            )
+            for host in self._dsn.hosts
+        }
+
+        async def connect() -> Connection:
+            failure: DatabaseUnavailable | None = None
+            for host in self._candidates(access):
+                try:
+                    connection = await connects[host]()
+                except DatabaseUnavailable as error:
+                    failure = failure or error
+                    continue
+                if access is Access.READ or _takes_writes(connection):
+                    return connection
+                await close_gently(connection, CLOSE_TIMEOUT_S)
+                failure = failure or ReadOnlyServer(reason=f"{host} is a standby")
+            assert failure is not None
+            raise failure
+
+        pool = Pool(
+            connect,
+            size=size,
+            minimum=minimum,
+            clock=self._clock,
+            name=name,
+            access=access,
+            limits=limits,
+            ties=Ties(
+                guard=self._guards[access],
+                limiter=self._limiter,
+                jitter=self._jitter,
+                observe=self._observe,
+            ),
+        )
+        self._pools[name] = pool
+        if self._tasks:
+            pool.warm()
+        return pool
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self.monitor.run(), name=f"{self.name}-health"),
+            asyncio.create_task(self._watch(), name=f"{self.name}-watch"),
+        ]
+        for pool in self._pools.values():
+            pool.warm()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(pool.close() for pool in self._pools.values()))
+
+    def status(self) -> DatabaseStatus:
+        """Return how everything stands now."""
+        checked = [each.checked_at for each in self.monitor.probes if each.checked_at is not None]
+        return DatabaseStatus(
+            name=self.name,
+            health=self.monitor.health,
+            checked_at=max(checked, default=None),
+            budget=None if self._tuner is None else self._tuner.budget,
+            tuning=None if self._tuner is None else self._tuner.said,
+            hosts=tuple(self._host_status(probe) for probe in self.monitor.probes),
+            breakers=tuple(
+                BreakerStatus(
+                    access=access,
+                    state=breaker.state,
+                    retry_after_s=breaker.retry_after_s,
+                    opened_total=breaker.opened_total,
+                )
+                for access, breaker in self._breakers.items()
+            ),
+            pools=tuple(pool.status() for pool in self._pools.values()),
+        )
+
+    def is_answering(self) -> bool:
+        """Say whether a statement succeeded a moment ago."""
+        return self._clock.monotonic_s() - self._answered_s < ANSWERING_S
+
+    def tune(self, plan: TuningPlan) -> None:
+        """Have the size of a pool follow its load, within what the server has room for.
+
+        Not behind a pooler: whose connections those are, the server does not know.
+        """
+        if self._pooler is Pooler.NONE:
+            self._tuner = Tuner(
+                self._pools[plan.pool],
+                plan,
+                operations=self.operations,
+                refusals=lambda: self.too_many_total,
+                now_s=self._clock.monotonic_s(),
+            )
+
+    # Making the parts ----------------------------------------------------------------------------
+
+    def _breaker(self, access: Access) -> Breaker:
+        return Breaker(
+            RULES,
+            monotonic_s=self._clock.monotonic_s,
+            jitter=self._jitter,
+            on_change=lambda state: self._changed(access, state),
+        )
+
+    def _probe(self, host: Host, role: str | None) -> HostProbe:
+        def connect(role: str | None) -> Callable[[], Awaitable[Connection]]:
+            return connector(
+                self._dsn,
+                role=role,
+                settings=CHECK_SETTINGS,
+                host=host if len(self._dsn.hosts) > 1 else None,
+                pooler=self._pooler,
+            )
+
+        return HostProbe(
+            host,
+            connect(role),
+            connect(None),
+            clock=self._clock,
+            timeout_s=self._pace.check_timeout_s,
+            answered_s=lambda each: self._answered_s if self._is_used(each) else 0.0,
+        )
+
+    def _is_used(self, host: Host) -> bool:
+        return host in {self._choice.writes, self._choice.reads}
+
+    def _candidates(self, access: Access) -> Sequence[Host]:
+        """Return the hosts in the order in which a pool should try them."""
+        chosen = self._choice.writes if access is Access.WRITE else self._choice.reads
+        return sorted(self._dsn.hosts, key=lambda host: host != chosen)
+
+    # What the pools tell -------------------------------------------------------------------------
+
+    def _observe(self, slot: Slot, query: LoggedQuery) -> None:
+        """Learn from a statement that has ended."""
+        failure = query.exception
+        self.operations.observe(query.elapsed)
+        if failure is None:
+            self._answered_s = self._clock.monotonic_s()
+        self.slow.note(
+            query.query,
+            args=query.args,
+            wait_s=slot.take_wait_s(),
+            run_s=query.elapsed,
+            failed=failure_of(failure),
+        )
+
+    # Rounds of checks ----------------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        """Take the permits of a round: of an open breaker whose time is over, the only one."""
+        for access, breaker in self._breakers.items():
+            permit = breaker.permit()
+            if permit is not None:
+                self._permits[access] = permit
+
+    def _judge(self, checks: Sequence[HostCheck]) -> float | None:
+        """Draw the consequences of a round; return when to look again, if a breaker is open."""
+        former, self._choice = self._choice, choose(checks, self._choice)
+        chosen = {Access.WRITE: self._choice.writes, Access.READ: self._choice.reads}
+        self._is_read_only = self._choice.writes is None and self._choice.reads is not None
+        self._reason = "; ".join(f"{each.host}: {_said(each)}" for each in checks)
+        for access, host in chosen.items():
+            permit = self._permits.pop(access, None)
+            if permit is None:
+                continue
+            breaker = self._breakers[access]
+            if host is not None:
+                breaker.succeeded(permit)
+            elif access is Access.WRITE and self._is_read_only:
+                breaker.failed(permit)
+                breaker.trip()  # it said so itself: there is nothing to make sure of
+            else:
+                breaker.failed(permit)
+        self._move(Access.WRITE, former.writes)
+        self._move(Access.READ, former.reads)
+        waits = [each.retry_after_s for each in self._breakers.values() if not each.is_closed]
+        return min(waits) if waits else None
+
+    def _move(self, access: Access, former: Host | None) -> None:
+        """Have the pools connect anew where they should, if that is somewhere else now."""
+        present = self._choice.writes if access is Access.WRITE else self._choice.reads
+        if present == former or present is None:
+            return
+        if former is not None:
+            _log.warning(
+                "database.moved", database=self.name, access=access.value, to=str(present),
+                former=str(former),
+            )  # fmt: skip
+        for pool in self._pools_of(access):
+            if former is not None:
+                pool.expire()
+            pool.wake()
+
+    def _changed(self, access: Access, state: BreakerState) -> None:
+        """Do for the pools what a breaker's change means."""
+        if state is BreakerState.CLOSED:
+            self._down_accesses.discard(access)
+            _log.info("database.up", database=self.name, access=access.value)
+            for pool in self._pools_of(access):
+                pool.wake()
+            return
+        if access in self._down_accesses:
+            return  # a probe goes out, or has failed: it is down as before
+        self._down_accesses.add(access)
+        _log.error("database.down", database=self.name, access=access.value, reason=self._reason)
+        for pool in self._pools_of(access):
+            if access is Access.WRITE and self._is_read_only:
+                pool.expire()
+            else:
+                pool.hang_up()
+            pool.refuse_waiting(lambda: self.down(access))
+
+    def down(self, access: Access) -> DatabaseDown:
+        """Return what callers of pools get while the breaker is open."""
+        return DatabaseDown(
+            reason=self._reason,
+            retry_after_s=self._breakers[access].retry_after_s,
+            access=access.value,
+        )
+
+    def _pools_of(self, access: Access) -> Iterable[Pool]:
+        return [pool for pool in self._pools.values() if pool.access is access]
+
+    def _host_status(self, probe: HostProbe) -> HostStatus:
+        last = probe.last
+        return HostStatus(
+            host=str(probe.host),
+            state=last.state,
+            is_writes=probe.host == self._choice.writes,
+            is_reads=probe.host == self._choice.reads,
+            latency_s=last.latency_s,
+            lag_s=last.lag_s,
+            probe=last.probe,
+            version=last.version,
+            timeline=last.timeline,
+            checked_at=probe.checked_at,
+            fault=last.fault,
+        )
+
+    async def _watch(self) -> None:
+        """Have the hosts looked at when statements get no answer; ask for the server's limits."""
+        while True:
+            await self._clock.sleep(WATCH_S)
+            now = self._clock.monotonic_s()
+            since_s = now - self._pace.stall_s
+            is_stalled = any(pool.is_stalled(since_s) for pool in self._pools.values())
+            if is_stalled and self._answered_s < since_s:
+                self.monitor.look()
+            if self._tuner is not None:
+                if now >= self._limits_until_s:
+                    await self._ask_limits(self._tuner, now)
+                self._tuner.tick(now)
+
+    async def _ask_limits(self, tuner: Tuner, now_s: float) -> None:
+        for probe in self.monitor.probes:
+            row = await probe.limits() if probe.host == self._choice.writes else None
+            if row is not None:
+                tuner.learn(max_connections=row["max_connections"], reserved=row["reserved"])
+                self._limits_until_s = now_s + LIMITS_PERIOD_S
+
+
+class _Guard:
+    """What the pools of one access ask and tell: a `Guard`."""
+
+    def __init__(self, database: Database, access: Access, breaker: Breaker) -> None:
+        self._database = database
+        self._access = access
+        self._breaker = breaker
+
+    def refusal(self) -> DatabaseUnavailable | None:
+        """Return why nobody is served; None while the breaker is closed."""
+        return None if self._breaker.is_closed else self._database.down(self._access)
+
+    def permit(self) -> Permit | None:
+        """Return leave to open; what an open breaker allows is the health monitor's."""
+        return self._breaker.permit() if self._breaker.is_closed else None
+
+    def opened(self, permit: Permit, /) -> None:
+        """Learn that connecting works."""
+        self._breaker.succeeded(permit)
+
+    def failed(self, permit: Permit, error: BaseException, /) -> None:
+        """Learn that it does not; a server that says why is not lost."""
+        says_why = isinstance(error, TooManyConnections | DatabaseMisconfigured | SchemaMissing)
+        if isinstance(error, TooManyConnections):
+            self._database.too_many_total += 1
+        if says_why or not isinstance(error, DatabaseUnavailable):
+            self._breaker.dropped(permit)
+            return
+        self._database.monitor.suspect()
+        if self._database.is_answering():
+            self._breaker.dropped(permit)  # connecting fails, what is connected works
+        else:
+            self._breaker.failed(permit)
+
+    def lost(self, _error: BaseException | None, /) -> None:
+        """Have the hosts looked at."""
+        self._database.monitor.suspect()
+
+    def stalled(self) -> None:
+        """Have the hosts looked at, unless statements are answered: then it is only slow."""
+        if not self._database.is_answering():
+            self._database.monitor.suspect()
+
+
+def _takes_writes(connection: Connection) -> bool:
+    """Say what the server told about itself in its greeting: no round trip."""
+    settings = connection.get_settings()
+    return "on" not in {
+        getattr(settings, "in_hot_standby", "off"),
+        getattr(settings, "default_transaction_read_only", "off"),
+    }
+
+
+def _said(check: HostCheck) -> str:
+    return check.fault or check.state.value

@@ -1,0 +1,167 @@
+"""A primary is demoted, killed or doubled while clients write; nobody restarts anything."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+
+import pytest
+from tests.replication import Pair, ask, folder_of, replicated_pair
+from tests.supervised import Client, eventually, more, running, supervised
+
+from tollkeeper.database.errors import (
+    DatabaseDown,
+    DatabaseError,
+    DatabaseUnavailable,
+    ReadOnlyServer,
+)
+from tollkeeper.database.status import Health, HostState, Probe
+from tollkeeper.kernel.breaker import BreakerState
+
+WRITE = "INSERT INTO marks DEFAULT VALUES"
+READ = "SELECT count(*) FROM marks"
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    with replicated_pair() as pair:
+        asyncio.run(_prepare(pair))
+        yield pair
+
+
+async def _prepare(pair: Pair) -> None:
+    await ask(pair.first, "CREATE TABLE marks (id bigint GENERATED ALWAYS AS IDENTITY)")
+    await pair.caught_up()
+
+
+async def test_writes_follow_a_demotion_that_no_ping_would_notice(pair: Pair) -> None:
+    """The former primary keeps every connection and answers `SELECT 1` (gpustack #6105)."""
+    async with supervised(pair.dsn("postgres")) as it:
+        writer, reader = Client(it.writes, WRITE), Client(it.reads, READ)
+        async with running(writer, writer, reader):
+            await more(writer)
+            await pair.caught_up()
+            await ask(pair.first, "ALTER SYSTEM SET default_transaction_read_only = on")
+            await ask(pair.first, "SELECT pg_reload_conf()")
+            await eventually(lambda: bool(writer.failures))
+            await pair.promote_second()
+            await more(writer)
+            await more(reader)
+        status = it.database.status()
+
+    assert await ask(pair.first, "SELECT 1") == 1
+    assert {ReadOnlyServer, DatabaseDown} >= {type(failure) for failure in writer.failures}
+    assert [] == reader.failures
+    assert [HostState.READ_ONLY, HostState.PRIMARY] == [host.state for host in status.hosts]
+    assert [(False, False), (True, True)] == [(h.is_writes, h.is_reads) for h in status.hosts]
+    assert 2 == status.hosts[1].timeline
+    written = await ask(pair.second, READ)
+    assert isinstance(written, int)
+    assert written >= writer.done
+
+
+async def test_one_demotion_expires_one_generation_however_many_write(pair: Pair) -> None:
+    async with supervised(pair.dsn("postgres"), size=8) as it:
+        writers = [Client(it.writes, WRITE) for _ in range(8)]
+        async with running(*writers):
+            for writer in writers:
+                await more(writer)
+            await pair.caught_up()
+            before = it.writes.status().generation
+            await ask(pair.first, "ALTER SYSTEM SET default_transaction_read_only = on")
+            await ask(pair.first, "SELECT pg_reload_conf()")
+            await eventually(lambda: all(writer.failures for writer in writers))
+        after = it.writes.status()
+
+    # One by the first 25006, one by the breaker: never one for each of the writers.
+    assert 1 <= after.generation - before <= 2
+
+
+async def test_writes_follow_a_promotion_and_a_former_primary_that_comes_back_gets_none(
+    pair: Pair,
+) -> None:
+    async with supervised(pair.dsn("postgres")) as it:
+        writer, reader = Client(it.writes, WRITE), Client(it.reads, READ)
+        async with running(writer, reader):
+            await more(writer)
+            await pair.caught_up()
+            os.kill(pair.first.pid, signal.SIGKILL)
+            await eventually(lambda: bool(writer.failures))
+            await pair.promote_second()
+            await more(writer)
+            await more(reader)
+            await asyncio.to_thread(pair.first.restart)  # nobody fenced it: it takes writes
+            it.database.monitor.suspect()
+            await eventually(lambda: it.database.status().hosts[0].state is HostState.PRIMARY)
+            before = await ask(pair.first, READ)
+            await more(writer)
+        hosts = it.database.status().hosts
+
+    assert before == await ask(pair.first, READ)
+    assert all(isinstance(failure, DatabaseUnavailable) for failure in writer.failures)
+    assert [(1, False), (2, True)] == [(host.timeline, host.is_writes) for host in hosts]
+
+
+async def test_writes_leave_a_primary_of_which_a_standby_was_promoted_beside(pair: Pair) -> None:
+    """Both take writes, both answer: the one with the higher timeline is right."""
+    async with supervised(pair.dsn("postgres")) as it:
+        writer = Client(it.writes, WRITE)
+        async with running(writer):
+            await more(writer)
+            await pair.promote_second()
+            it.database.monitor.suspect()
+            await eventually(lambda: it.database.status().hosts[1].is_writes)
+            await eventually(lambda: it.writes.status().in_use == 0)
+            before = await ask(pair.first, READ)
+            await more(writer)
+
+    assert before == await ask(pair.first, READ)
+
+
+async def test_without_a_primary_reads_go_on_at_the_standby_and_writes_are_refused_at_once(
+    pair: Pair,
+) -> None:
+    async with supervised(pair.dsn("postgres")) as it:
+        writer, reader = Client(it.writes, WRITE), Client(it.reads, READ)
+        async with running(writer, reader):
+            await more(writer)
+            os.kill(pair.first.pid, signal.SIGKILL)
+            await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+            await more(reader)
+        status = it.database.status()
+
+    refusal = _last(writer)
+    assert isinstance(refusal, DatabaseDown)
+    assert "write" == refusal.access
+    assert 0 <= refusal.retry_after_s <= 10.0
+    states = {breaker.access.value: breaker.state for breaker in status.breakers}
+    assert BreakerState.CLOSED is states["read"]
+    assert BreakerState.CLOSED is not states["write"]
+    assert Health.DOWN is status.health
+    assert [HostState.OFFLINE, HostState.STANDBY] == [host.state for host in status.hosts]
+    assert status.hosts[1].is_reads
+    assert folder_of(pair.first) in (status.hosts[0].fault or "")
+
+
+async def test_hosts_say_their_role_version_and_lag(pair: Pair) -> None:
+    async with supervised(pair.dsn("postgres")) as it:
+        first, second = it.database.status().hosts
+
+    assert (HostState.PRIMARY, Probe.MISSING, 1) == (first.state, first.probe, first.timeline)
+    assert (HostState.STANDBY, Probe.SKIPPED, None) == (second.state, second.probe, second.timeline)
+    assert second.lag_s is not None
+    assert second.lag_s >= 0
+    assert f"{pair.first.major}." == (first.version or "")[: len(f"{pair.first.major}.")]
+
+
+async def test_database_whose_only_host_is_a_standby_is_read(pair: Pair) -> None:
+    async with supervised(pair.second.dsn("postgres")) as it:
+        async with it.reads.connection() as connection:
+            assert 0 == await connection.fetchval(READ)
+        with pytest.raises(DatabaseUnavailable):
+            async with it.writes.connection() as connection:
+                await connection.execute(WRITE)
+
+
+def _last(client: Client) -> DatabaseError | None:
+    return client.failures[-1] if client.failures else None

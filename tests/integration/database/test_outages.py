@@ -1,0 +1,255 @@
+"""Bad days of one server: it restarts, dies, falls silent, is cut off, is full; clients go on."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+from tests.conftest import temporary_server
+from tests.replication import ask
+from tests.supervised import QUICK, Client, Supervised, eventually, more, running, supervised
+from tests.valve import Valve
+
+from tollkeeper.database.embedded import EmbeddedServer
+from tollkeeper.database.errors import (
+    DatabaseDown,
+    DatabaseUnavailable,
+    PoolTimeout,
+    TooManyConnections,
+)
+from tollkeeper.database.status import Health, HostState
+
+WRITE = "INSERT INTO marks DEFAULT VALUES"
+READ = "SELECT count(*) FROM marks"
+
+
+@pytest.fixture
+def mortal() -> Iterator[EmbeddedServer]:
+    """A server of this test's own, with the table that clients write to."""
+    with temporary_server() as server:
+        asyncio.run(_prepare(server))
+        yield server
+
+
+async def _prepare(server: EmbeddedServer) -> None:
+    await ask(server, "CREATE TABLE marks (id bigint GENERATED ALWAYS AS IDENTITY)")
+
+
+def clients_of(it: Supervised) -> tuple[Client, Client]:
+    return Client(it.writes, WRITE), Client(it.reads, READ)
+
+
+async def assert_as_before(it: Supervised, server: EmbeddedServer) -> None:
+    """Everything is closed and healthy, and no more is open than should be."""
+    await eventually(lambda: all(each.retry_after_s == 0 for each in it.database.status().breakers))
+    it.database.monitor.suspect()
+    status = it.database.status()
+    assert [HostState.PRIMARY] == [host.state for host in status.hosts]
+    assert all(pool.waiting == 0 for pool in status.pools)
+    opened = await ask(
+        server,
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollkeeper'",
+    )
+    assert opened == sum(pool.open for pool in it.database.status().pools)
+
+
+async def test_restart_is_survived_without_a_storm(mortal: EmbeddedServer) -> None:
+    async with supervised(mortal.dsn("postgres")) as it:
+        writers, (writer, reader) = [Client(it.writes, WRITE) for _ in range(20)], clients_of(it)
+        async with running(*writers, writer, reader):
+            await more(writer)
+            await more(reader)
+            before = sum(pool.opened_total for pool in it.database.status().pools)
+            await asyncio.to_thread(mortal.restart)
+            await more(writer)
+            await more(reader)
+        pools = it.database.status().pools
+        await assert_as_before(it, mortal)
+
+    # 4 connections a pool; some of the new ones may have met the last moments of the old server.
+    assert sum(pool.opened_total for pool in pools) - before <= 4 * 8
+    assert all(isinstance(each, DatabaseUnavailable) for each in writer.failures)
+
+
+async def test_server_that_is_killed_is_found_again(mortal: EmbeddedServer) -> None:
+    async with supervised(mortal.dsn("postgres")) as it:
+        writer, reader = clients_of(it)
+        async with running(writer, reader):
+            await more(writer)
+            os.kill(mortal.pid, signal.SIGKILL)
+            await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+            await eventually(lambda: isinstance(_last(reader), DatabaseDown))
+            down = it.database.status()
+            await asyncio.to_thread(mortal.restart)
+            await more(writer)
+            await more(reader)
+        await assert_as_before(it, mortal)
+
+    assert Health.DOWN is down.health
+    assert [HostState.OFFLINE] == [host.state for host in down.hosts]
+    assert 0 == sum(pool.waiting for pool in down.pools)
+
+
+async def test_server_that_accepts_and_never_answers_is_given_up(mortal: EmbeddedServer) -> None:
+    """Statement timeouts are the server's: one that is stopped keeps none."""
+    async with supervised(mortal.dsn("postgres"), pace=QUICK) as it:
+        writer, reader = clients_of(it)
+        async with running(writer, reader):
+            await more(writer)
+            with stopped(mortal):
+                await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+                await eventually(lambda: isinstance(_last(reader), DatabaseDown))
+                in_use = [pool.in_use for pool in it.database.status().pools]
+            await more(writer)
+            await more(reader)
+        await assert_as_before(it, mortal)
+
+    assert [0, 0] == in_use
+
+
+async def test_statement_to_a_silent_server_ends_by_the_drivers_limit(
+    mortal: EmbeddedServer,
+) -> None:
+    async with supervised(mortal.dsn("postgres"), command_timeout_s=0.2) as it:
+        async with it.writes.connection() as connection:
+            await connection.execute(WRITE)
+        with stopped(mortal), pytest.raises(TimeoutError):
+            async with it.writes.connection() as connection:
+                await connection.execute(WRITE)
+        await eventually(lambda: it.writes.status().in_use == 0)
+        async with asyncio.timeout(20):
+            while not await _works(it):
+                await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["rejected", "dropped"])
+async def test_network_that_is_cut_is_found_again(empty_dsn: str, is_silent: bool) -> None:
+    """A firewall that rejects tells at once; one that drops looks like a server that thinks."""
+    async with Valve(empty_dsn) as valve, supervised(valve.dsn, pace=QUICK) as it:
+        async with it.writes.connection() as connection:
+            await connection.execute("CREATE TABLE marks (id bigint GENERATED ALWAYS AS IDENTITY)")
+        writer, reader = clients_of(it)
+        async with running(writer, reader):
+            await more(writer)
+            valve.shut(is_silent=is_silent)
+            await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+            await eventually(lambda: isinstance(_last(reader), DatabaseDown))
+            valve.open()
+            await more(writer)
+            await more(reader)
+
+
+async def test_new_connections_that_fail_do_not_close_those_that_work(empty_dsn: str) -> None:
+    """The name service is away, a firewall changed: what is connected serves on."""
+    async with Valve(empty_dsn) as valve, supervised(valve.dsn, pace=QUICK) as it:
+        async with it.reads.connection() as connection:
+            await connection.execute("CREATE TABLE marks (id bigint GENERATED ALWAYS AS IDENTITY)")
+        writer, reader = clients_of(it)
+        async with running(writer, reader):
+            await more(writer)
+            await more(reader)
+            valve.refuse_new()
+            async with running(*(Client(it.reads, "SELECT pg_sleep(0.01)") for _ in range(20))):
+                await eventually(lambda: it.reads.status().failed_opens_total >= 3)
+                await more(writer)
+                await more(reader)
+        states = [breaker.opened_total for breaker in it.database.status().breakers]
+
+    assert [] == [*writer.failures, *reader.failures]
+    assert [0, 0] == states
+
+
+async def test_server_without_a_free_place_is_not_lost(mortal: EmbeddedServer) -> None:
+    await ask(mortal, "CREATE ROLE few LOGIN CONNECTION LIMIT 4")
+    await ask(mortal, "GRANT ALL ON marks TO few")
+    dsn = mortal.dsn("postgres").replace("tollkeeper@", "few@")
+    async with supervised(dsn, size=8) as it:
+        writers, (_, reader) = [Client(it.writes, WRITE) for _ in range(16)], clients_of(it)
+        async with running(*writers, reader):
+            for writer in writers:
+                await more(writer, 2)
+            await more(reader)
+        status = it.database.status()
+
+    assert [] == [failure for each in (*writers, reader) for failure in each.failures]
+    assert it.database.too_many_total > 0
+    assert 0 == sum(breaker.opened_total for breaker in status.breakers)
+    assert sum(pool.open for pool in status.pools) <= 4
+
+
+async def test_who_finds_no_free_place_at_all_is_told(mortal: EmbeddedServer) -> None:
+    await ask(mortal, "CREATE ROLE unwanted LOGIN CONNECTION LIMIT 0")
+    dsn = mortal.dsn("postgres").replace("tollkeeper@", "unwanted@")
+    async with supervised(dsn) as it:
+        with pytest.raises(TooManyConnections):
+            await it.writes.acquire()
+        assert 0 == sum(breaker.opened_total for breaker in it.database.status().breakers)
+
+
+async def test_statements_survive_a_change_of_the_tables_they_were_prepared_for(
+    empty_dsn: str,
+) -> None:
+    async with supervised(empty_dsn, size=2) as it, owner(empty_dsn) as connection:
+        await connection.execute("CREATE TABLE marks (id bigint GENERATED ALWAYS AS IDENTITY)")
+        reader = Client(it.reads, "SELECT * FROM marks")
+        async with running(reader, reader):
+            await more(reader)
+            for number in range(5):
+                await connection.execute(f"ALTER TABLE marks ADD COLUMN c{number} int")
+                await more(reader, 4)
+                await connection.execute(f"ALTER TABLE marks ALTER COLUMN c{number} TYPE text")
+                await more(reader, 4)
+
+    assert [] == reader.failures
+
+
+async def test_acquire_that_waits_for_a_silent_server_ends_at_its_deadline(
+    mortal: EmbeddedServer,
+) -> None:
+    async with supervised(mortal.dsn("postgres"), size=1) as it, it.writes.connection():
+        with pytest.raises(PoolTimeout):
+            await asyncio.create_task(it.writes.acquire(0.05))
+
+
+@asynccontextmanager
+async def owner(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(dsn)
+    yield connection
+    await connection.close()
+
+
+class stopped:  # noqa: N801  # reads as a state
+    """Stop all processes of a server during the block: it accepts, and never answers."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        self._server = server
+
+    def __enter__(self) -> None:
+        pid = self._server.pid
+        children = subprocess.run(
+            ["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        self._pids = [pid, *map(int, children)]
+        for each in self._pids:
+            os.kill(each, signal.SIGSTOP)
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._pids:
+            os.kill(each, signal.SIGCONT)
+
+
+async def _works(it: Supervised) -> bool:
+    try:
+        async with it.writes.connection() as connection:
+            await connection.execute(WRITE)
+    except DatabaseUnavailable:
+        return False
+    return True
+
+
+def _last(client: Client) -> Exception | None:
+    return client.failures[-1] if client.failures else None
