@@ -39,14 +39,22 @@ def find_pgbouncer() -> Path:
 
 
 @contextlib.contextmanager
-def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> Iterator[str]:
-    """Lend the DSN of the same database through a PgBouncer in transaction mode."""
+def running_pgbouncer(
+    dsn: str, *, server_connections: int, password: str | None = None, **settings: str
+) -> Iterator[str]:
+    """Lend the DSN of the same database through a PgBouncer in transaction mode.
+
+    With a password it asks for that one, of the user `ann`.
+    """
     program = find_pgbouncer()
     with tempfile.TemporaryDirectory(prefix="pgb-", dir="/tmp") as name:  # a socket's path is short
         folder = Path(name)
-        _write_configuration(
-            folder, dsn, {"default_pool_size": str(server_connections), **settings}
-        )
+        settings = {"default_pool_size": str(server_connections), **settings}
+        if password is not None:
+            users = folder / "users.txt"
+            users.write_text(f'"ann" "{password}"\n')
+            settings = {**settings, "auth_type": "scram-sha-256", "auth_file": str(users)}
+        _write_configuration(folder, dsn, settings)
         account = choose_account(folder)
         give_to(folder, account)
         command = launch_command(

@@ -41,7 +41,7 @@ _BY_POOLER: Final = {
     "no such database": _POOLER_SAYS,
     "no such user": _POOLER_SAYS,
     "bouncer config error": _POOLER_SAYS,
-    "login failed": _POOLER_SAYS,
+    "authentication failed": _POOLER_SAYS,
 }
 """PgBouncer has one SQLSTATE (08P01) for whatever it says itself: its words are told apart."""
 
