@@ -229,10 +229,11 @@ async def test_cancelled_lone_statement_spoils_its_connection_and_no_other(
 
 async def test_closed_connection_is_a_lost_one(connect: Connect) -> None:
     ours = await connect()
+    async with ours.transaction():
+        pass
+    ours.terminate()
     with pytest.raises(asyncpg.InterfaceError) as inside:
-        async with ours.transaction():
-            ours.terminate()
-            await ours.fetchval("SELECT 1")
+        await ours.fetchval("SELECT 1")
     with pytest.raises(asyncpg.InterfaceError) as after:
         await ours.execute("SELECT 1")
 
