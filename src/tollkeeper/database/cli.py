@@ -112,6 +112,8 @@ class DatabaseView(Protocol):
     @property
     def budget(self) -> int | None: ...
     @property
+    def tuning(self) -> str | None: ...
+    @property
     def hosts(self) -> Sequence[HostView]: ...
     @property
     def breakers(self) -> Sequence[BreakerView]: ...
@@ -269,6 +271,7 @@ def _print_databases(terminal: DatabaseTerminal, found: DatabasesView) -> None:
             *map(_host_fact, database.hosts),
             *map(_breaker_fact, database.breakers),
             ("budget", _counted(database.budget, "connection")),
+            *([("tuning", database.tuning)] if database.tuning else []),
         ]
         terminal.facts(f"Database {database.name}", facts)
     pools = [(database.name, pool) for database in found.databases for pool in database.pools]
