@@ -314,7 +314,9 @@ def _host_fact(host: HostView) -> Fact:
 def _breaker_fact(breaker: BreakerView) -> Fact:
     opened = f", opened {_counted(breaker.opened_total, 'time')}" if breaker.opened_total else ""
     wait = f", tried again in {breaker.retry_after_s:.1f} s" if breaker.retry_after_s > 0 else ""
-    return _judged(f"breaker for {breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state)
+    return _judged(
+        f"breaker for {breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state
+    )
 
 
 def _now(pool: PoolView) -> tuple[str, ...]:
