@@ -14,8 +14,9 @@ async def copy_rows(
 ) -> None:
     """Hand what a query gives to `take` as it comes, in the form of a binary COPY.
 
-    It may take `limit_s`, or as long as any statement of the connection. Where `take` fails, the rest is read and thrown away: the driver hangs up on a COPY that it
-    cannot deliver, and a lost connection would be told instead of the failure.
+    It may take `limit_s`, or as long as any statement of the connection. Where `take` fails, the
+    rest is read and thrown away: the driver hangs up on a COPY that it cannot deliver, and a lost
+    connection would be told instead of the failure.
     """
     failed: Exception | None = None
 
