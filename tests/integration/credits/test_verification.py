@@ -9,12 +9,16 @@ from collections.abc import Sequence
 
 import pytest
 from tests.forging import OTHER_VALUES, columns_of, faults_of, verify_all
-from tests.ledger import Ledger, held_by, opening, running_ledger, topup, words
+from tests.ledger import CREDITS_ROLE, Ledger, held_by, opening, running_ledger, topup, words
 
 from tollkeeper.credits import requests, verifier
 from tollkeeper.credits.errors import InvalidRequest
 from tollkeeper.credits.model import Fault, Kind, Posted
+from tollkeeper.credits.store import SESSION_SETTINGS
+from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection, Row
+from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
 
 ANN, BOB, CLEO = AccountId("ann"), AccountId("bob"), AccountId("cleo")
@@ -310,3 +314,27 @@ async def _settle(ledger: Ledger, rounds: int) -> None:
 async def _watch(ledger: Ledger) -> None:
     for _ in range(40):
         assert [] == await faults_of(ledger)
+
+
+async def test_walk_takes_longer_than_the_drivers_limit_on_other_statements(
+    full: Ledger, forger: Connection, credits_dsn: str
+) -> None:
+    """One chain may have millions of rows; here its rows are locked for longer than the limit."""
+    limit_s = 0.2
+    connect = connector(
+        credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, command_timeout_s=limit_s
+    )
+    pool = Pool(connect, size=1, clock=SystemClock())
+    async with forger.transaction():
+        await forger.execute("LOCK TABLE credit_transactions")
+        walk = asyncio.create_task(verifier.LedgerVerifier(pool).verify(None, None, after=None))
+        waiting = 0
+        while not waiting:
+            waiting = await forger.fetchval(
+                "SELECT count(*) FROM pg_locks AS l JOIN pg_database AS d ON d.oid = l.database"
+                " WHERE NOT l.granted AND d.datname = current_database()"
+            )
+        await asyncio.sleep(2 * limit_s)
+
+    assert () == (await walk).faults
+    await pool.close()
