@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 from tests.forging import OTHER_VALUES, columns_of, faults_of, verify_all
-from tests.ledger import CREDITS_ROLE, Ledger, held_by, opening, running_ledger, topup, words
+from tests.ledger import Ledger, held_by, opening, running_ledger, topup, words
 
 from tollkeeper.credits import requests, verifier
 from tollkeeper.credits.errors import InvalidRequest
@@ -20,6 +20,7 @@ from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
+from tollkeeper.wiring import CREDITS_ROLE
 
 ANN, BOB, CLEO = AccountId("ann"), AccountId("bob"), AccountId("cleo")
 OTHERS_SHARD = 255 - shard_of(ANN)
