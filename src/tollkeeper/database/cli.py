@@ -112,6 +112,8 @@ class DatabaseView(Protocol):
     @property
     def budget(self) -> int | None: ...
     @property
+    def tuning(self) -> str | None: ...
+    @property
     def hosts(self) -> Sequence[HostView]: ...
     @property
     def breakers(self) -> Sequence[BreakerView]: ...
@@ -268,8 +270,11 @@ def _print_databases(terminal: DatabaseTerminal, found: DatabasesView) -> None:
             ("checked (UTC)", _checked(database.checked_at, found.at)),
             *map(_host_fact, database.hosts),
             *map(_breaker_fact, database.breakers),
-            ("budget", _counted(database.budget, "connection")),
         ]
+        if database.budget is not None:
+            facts.append(("budget", _counted(database.budget, "connection")))
+        if database.tuning is not None:
+            facts.append(("tuning", database.tuning))
         terminal.facts(f"Database {database.name}", facts)
     pools = [(database.name, pool) for database in found.databases for pool in database.pools]
     terminal.table(
@@ -309,7 +314,9 @@ def _host_fact(host: HostView) -> Fact:
 def _breaker_fact(breaker: BreakerView) -> Fact:
     opened = f", opened {_counted(breaker.opened_total, 'time')}" if breaker.opened_total else ""
     wait = f", tried again in {breaker.retry_after_s:.1f} s" if breaker.retry_after_s > 0 else ""
-    return _judged(f"{breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state)
+    return _judged(
+        f"breaker for {breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state
+    )
 
 
 def _now(pool: PoolView) -> tuple[str, ...]:

@@ -97,6 +97,9 @@ class DatabaseView(msgspec.Struct):
         int | None,
         Meta(description="most connections this process may open, as the server allows"),
     ]
+    tuning: Annotated[
+        str | None, Meta(description="why the tuned pool has its size, as the last window showed")
+    ]
     hosts: list[HostView]
     breakers: list[BreakerView]
     pools: list[PoolView]
