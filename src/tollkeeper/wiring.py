@@ -313,7 +313,9 @@ def _ledger_pool(
         minimum=size if minimum is None else minimum,
         role=CREDITS_ROLE,
         settings=SESSION_SETTINGS,
-        command_timeout_s=TIMEOUTS.command_s,
+        # Writes are never cancelled by us: a commit that waits for its standby would then stand on
+        # the primary alone, and count as done. A silent server is found by the health checks.
+        command_timeout_s=TIMEOUTS.command_s if access is Access.READ else None,
         limits=_limits(settings),
     )
 

@@ -11,6 +11,7 @@ breaker each: a database without a primary is still read. Invariants:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
@@ -90,8 +91,10 @@ class Database:
         self._pace = pace or Pace()
         self._pools: dict[str, Pool] = {}
         self._limiter = ConnectLimiter(clock)
-        self._answered_s = 0.0
+        self._answered_s = dict.fromkeys(Access, 0.0)
         self._choice = Choice(writes=None, reads=None)
+        self._homes: dict[Access, Host] = {}
+        """Where the pools connected last."""
         self._permits: dict[Access, Permit] = {}
         self._breakers = {access: self._breaker(access) for access in Access}
         self._guards: dict[Access, Guard] = {
@@ -176,7 +179,7 @@ class Database:
                 guard=self._guards[access],
                 limiter=self._limiter,
                 jitter=self._jitter,
-                observe=self._observe,
+                observe=partial(self._observe, access),
             ),
         )
         self._pools[name] = pool
@@ -226,9 +229,9 @@ class Database:
             pools=tuple(pool.status() for pool in self._pools.values()),
         )
 
-    def is_answering(self) -> bool:
-        """Say whether a statement succeeded a moment ago."""
-        return self._clock.monotonic_s() - self._answered_s < ANSWERING_S
+    def is_answering(self, access: Access) -> bool:
+        """Say whether a statement of a pool of this access succeeded a moment ago."""
+        return self._clock.monotonic_s() - self._answered_s[access] < ANSWERING_S
 
     def tune(self, plan: TuningPlan) -> None:
         """Have the size of a pool follow its load, within what the server has room for.
@@ -270,11 +273,14 @@ class Database:
             connect(None),
             clock=self._clock,
             timeout_s=self._pace.check_timeout_s,
-            answered_s=lambda each: self._answered_s if self._is_used(each) else 0.0,
+            answered_s=self._last_answer_s,
         )
 
-    def _is_used(self, host: Host) -> bool:
-        return host in {self._choice.writes, self._choice.reads}
+    def _last_answer_s(self, host: Host, access: Access | None) -> float:
+        """Return when a host last answered a statement, of any pool or of those of one access."""
+        homes = [each for each, home in self._homes.items() if home == host]
+        answers = [self._answered_s[each] for each in homes if access in {None, each}]
+        return max(answers, default=0.0)
 
     def _candidates(self, access: Access) -> Sequence[Host]:
         """Return the hosts in the order in which a pool should try them."""
@@ -283,12 +289,12 @@ class Database:
 
     # What the pools tell -------------------------------------------------------------------------
 
-    def _observe(self, slot: Slot, query: LoggedQuery) -> None:
+    def _observe(self, access: Access, slot: Slot, query: LoggedQuery) -> None:
         """Learn from a statement that has ended."""
         failure = query.exception
         self.operations.observe(query.elapsed)
         if failure is None:
-            self._answered_s = self._clock.monotonic_s()
+            self._answered_s[access] = self._clock.monotonic_s()
         self.slow.note(
             query.query,
             args=query.args,
@@ -308,9 +314,11 @@ class Database:
 
     def _judge(self, checks: Sequence[HostCheck]) -> float | None:
         """Draw the consequences of a round; return when to look again, if a breaker is open."""
-        former, self._choice = self._choice, choose(checks, self._choice)
+        self._choice = choose(checks, self._choice)
         chosen = {Access.WRITE: self._choice.writes, Access.READ: self._choice.reads}
-        self._is_read_only = self._choice.writes is None and self._choice.reads is not None
+        self._is_read_only = self._choice.writes is None and any(
+            check.says_read_only for check in checks
+        )
         self._reason = "; ".join(f"{each.host}: {_said(each)}" for each in checks)
         for access, host in chosen.items():
             permit = self._permits.pop(access, None)
@@ -319,21 +327,23 @@ class Database:
             breaker = self._breakers[access]
             if host is not None:
                 breaker.succeeded(permit)
-            elif access is Access.WRITE and self._is_read_only:
-                breaker.failed(permit)
-                breaker.trip()  # it said so itself: there is nothing to make sure of
-            else:
-                breaker.failed(permit)
-        self._move(Access.WRITE, former.writes)
-        self._move(Access.READ, former.reads)
+                continue
+            breaker.failed(permit)
+            if access is Access.WRITE and self._is_read_only:
+                breaker.trip()
+        for access, host in chosen.items():
+            self._move(access, host)
         waits = [each.retry_after_s for each in self._breakers.values() if not each.is_closed]
+        if self._choice.writes is None and self._breakers[Access.WRITE].is_closed:
+            waits.append(self._pace.failing_period_s)
         return min(waits) if waits else None
 
-    def _move(self, access: Access, former: Host | None) -> None:
+    def _move(self, access: Access, present: Host | None) -> None:
         """Have the pools connect anew where they should, if that is somewhere else now."""
-        present = self._choice.writes if access is Access.WRITE else self._choice.reads
-        if present == former or present is None:
+        former = self._homes.get(access)
+        if present is None or present == former:
             return
+        self._homes[access] = present
         if former is not None:
             _log.warning(
                 "database.moved", database=self.name, access=access.value, to=str(present),
@@ -396,8 +406,10 @@ class Database:
             await self._clock.sleep(WATCH_S)
             now = self._clock.monotonic_s()
             since_s = now - self._pace.stall_s
-            is_stalled = any(pool.is_stalled(since_s) for pool in self._pools.values())
-            if is_stalled and self._answered_s < since_s:
+            if any(
+                pool.is_stalled(since_s) and self._answered_s[pool.access] < since_s
+                for pool in self._pools.values()
+            ):
                 self.monitor.look()
             if self._tuner is not None:
                 if now >= self._limits_until_s:
@@ -441,7 +453,7 @@ class _Guard:
             self._breaker.dropped(permit)
             return
         self._database.monitor.suspect()
-        if self._database.is_answering():
+        if self._database.is_answering(self._access):
             self._breaker.dropped(permit)  # connecting fails, what is connected works
         else:
             self._breaker.failed(permit)
@@ -452,7 +464,7 @@ class _Guard:
 
     def stalled(self) -> None:
         """Have the hosts looked at, unless statements are answered: then it is only slow."""
-        if not self._database.is_answering():
+        if not self._database.is_answering(self._access):
             self._database.monitor.suspect()
 
 

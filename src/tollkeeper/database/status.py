@@ -44,7 +44,8 @@ class Probe(StrEnum):
 
     WRITTEN = "written"
     SKIPPED = "skipped"
-    """Another process was writing it at this moment, or the host is a standby."""
+    """Another process was writing it at this moment, so the check wrote to the log alone; or the
+    host is a standby."""
     MISSING = "missing"
     """The table is not there yet: not migrated."""
     FAILED = "failed"
