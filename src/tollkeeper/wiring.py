@@ -39,8 +39,9 @@ from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.limits import REPORT_HELD_S, PoolLimits
 from tollkeeper.database.metrics import DatabaseCollector
-from tollkeeper.database.pool import REPORT_HELD_S, Pool, PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access

@@ -25,17 +25,16 @@ from tollkeeper.database.driver import Connection, LoggedQuery
 from tollkeeper.database.dsn import Dsn, Host
 from tollkeeper.database.errors import (
     DatabaseDown,
-    DatabaseMisconfigured,
     DatabaseUnavailable,
     ReadOnlyServer,
-    SchemaMissing,
     TooManyConnections,
 )
 from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
 from tollkeeper.database.health import HealthMonitor, HostProbe, Pace
 from tollkeeper.database.histogram import Histogram
-from tollkeeper.database.opening import ConnectLimiter, Guard, Ties
-from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.opening import SAYS_WHY, ConnectLimiter, Guard, Ties
+from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.roles import Choice, HostCheck, choose
 from tollkeeper.database.slot import Slot
@@ -446,10 +445,9 @@ class _Guard:
 
     def failed(self, permit: Permit, error: BaseException, /) -> None:
         """Learn that it does not; a server that says why is not lost."""
-        says_why = isinstance(error, TooManyConnections | DatabaseMisconfigured | SchemaMissing)
         if isinstance(error, TooManyConnections):
             self._database.too_many_total += 1
-        if says_why or not isinstance(error, DatabaseUnavailable):
+        if isinstance(error, SAYS_WHY) or not isinstance(error, DatabaseUnavailable):
             self._breaker.dropped(permit)
             return
         self._database.monitor.suspect()

@@ -32,10 +32,13 @@ class PoolTimeout(DatabaseError):
 
     waited_s: float
     size: int
+    reason: str | None = None
+    """Why none could be opened, where that is why."""
 
     def message(self) -> str:
-        """Say how long was waited for how many connections."""
-        return f"none of {self.size} database connections became free in {self.waited_s:g} s"
+        """Say how long was waited for how many connections, and what was in the way."""
+        said = f"none of {self.size} database connections became free in {self.waited_s:g} s"
+        return said if self.reason is None else f"{said}: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

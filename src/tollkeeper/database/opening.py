@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tollkeeper.database.driver import Connection, LoggedQuery
-from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.errors import (
+    DatabaseMisconfigured,
+    DatabaseUnavailable,
+    SchemaMissing,
+    TooManyConnections,
+)
 from tollkeeper.database.slot import Slot
 from tollkeeper.kernel.breaker import Permit
 from tollkeeper.kernel.clock import Clock
@@ -30,6 +35,10 @@ PAUSE_FIRST_S = 0.1
 
 PAUSE_CEILING_S = 2.0
 """Longest pause: a server that is back is found within it, breaker or not."""
+
+
+SAYS_WHY = TooManyConnections, DatabaseMisconfigured, SchemaMissing
+"""Failures of connecting that come from a server that is there: it is not lost."""
 
 
 class Guard(Protocol):
@@ -126,6 +135,9 @@ class Opener:
         self._attempts: dict[asyncio.Future[Connection], _Attempt] = {}
         self._pause: asyncio.TimerHandle | None = None
         self._pause_s = PAUSE_FIRST_S
+        self.failure: BaseException | None = None
+        """Why the last attempt failed; None when it did not."""
+        self._is_last_word = False
         self.opened: Callable[[Connection, float, int], None] = _unheard
         """Told of each connection, how many seconds it took, and of which generation it is."""
         self.failed: Callable[[BaseException, bool], None] = _unheard
@@ -137,9 +149,9 @@ class Opener:
         return len(self._attempts)
 
     @property
-    def is_resting(self) -> bool:
-        """Whether a pause is on."""
-        return self._pause is not None
+    def is_hopeless(self) -> bool:
+        """Whether the server said why it opens nothing, when nothing else was open, just now."""
+        return self._is_last_word and self._pause is not None and not self._attempts
 
     def open(self, *, generation: int, has_company: bool) -> bool:
         """Begin to open a connection; False when it is not the time, and `rested` will tell."""
@@ -188,13 +200,15 @@ class Opener:
         permit = was.permit
         failure = asyncio.CancelledError() if attempt.cancelled() else attempt.exception()
         if failure is None:
-            self._pause_s = PAUSE_FIRST_S
+            self._pause_s, self.failure, self._is_last_word = PAUSE_FIRST_S, None, False
             if self._guard is not None and permit is not None:
                 self._guard.opened(permit)
             took_s = self._clock.monotonic_s() - was.began_s
             self.opened(attempt.result(), took_s, was.generation)
             return
         if not isinstance(failure, asyncio.CancelledError):
+            self.failure = failure
+            self._is_last_word = isinstance(failure, SAYS_WHY) and not was.has_company
             self._rest(self._next_pause_s())
         if self._guard is not None and permit is not None:
             self._guard.failed(permit, failure)

@@ -19,7 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tollkeeper.database.connect import (
     close_gently,
@@ -38,6 +38,7 @@ from tollkeeper.database.errors import (
     SchemaMissing,
 )
 from tollkeeper.database.histogram import Histogram
+from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.line import Line
 from tollkeeper.database.opening import Opener, Ties
 from tollkeeper.database.slot import Holders, Slot
@@ -49,27 +50,6 @@ CLOSE_TIMEOUT_S = 2.0
 
 LIFETIME_JITTER = 0.2
 """Share of the lifetime that is taken off at random: connections do not all end together."""
-
-REPORT_HELD_S = 30.0
-"""Who holds a connection longer is reported, unless it is expected to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    """Bounds of a pool beside its size. Durations are seconds."""
-
-    acquire_timeout_s: float = 5.0
-    """How long an acquire waits unless it, or its request, says less."""
-    max_waiting: int = 10_000
-    """Who would wait behind so many is refused at once."""
-    lifetime_s: float = 3_600.0
-    """A connection is replaced at this age, less the jitter."""
-    idle_s: float = 300.0
-    """A connection above the minimum that was idle so long is closed."""
-    report_held_s: float = REPORT_HELD_S
-    """Who holds a connection longer is reported, once."""
-    tick_s: float = 1.0
-    """How often ages are looked at."""
 
 
 class Pool:
@@ -295,7 +275,9 @@ class Pool:
     def _timed_out(self, waited_s: float) -> PoolTimeout:
         if self._guard is not None:
             self._guard.stalled()
-        return PoolTimeout(waited_s=waited_s, size=self._size)
+        failure = None if self._kept() else self._opener.failure
+        reason = None if failure is None else str(failure)
+        return PoolTimeout(waited_s=waited_s, size=self._size, reason=reason)
 
     # Handing out and taking back -----------------------------------------------------------------
 
@@ -367,6 +349,9 @@ class Pool:
             has_company = bool(self._held or self._closing)
             if not self._opener.open(generation=self._generation, has_company=has_company):
                 break
+        if self._line and self._opener.is_hopeless and not (self._held or self._closing):
+            assert self._opener.failure is not None
+            self._refuse_all(self._opener.failure)
         if self._tick is None and self._is_open and self._kept():
             loop = asyncio.get_running_loop()
             self._tick = loop.call_later(self._limits.tick_s, self._look_at_ages)

@@ -13,7 +13,8 @@ import pytest
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import DatabaseUnavailable, PoolClosed, PoolTimeout
-from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
 
 DEADLINE_S = 10.0
