@@ -228,6 +228,12 @@ class Database:
             pools=tuple(pool.status() for pool in self._pools.values()),
         )
 
+    def wake(self) -> None:
+        """Have every pool that pauses after a failure try again."""
+        for pool in self._pools.values():
+            if pool.has_failed:
+                pool.wake()
+
     def is_answering(self, access: Access) -> bool:
         """Say whether a statement of a pool of this access succeeded a moment ago."""
         return self._clock.monotonic_s() - self._answered_s[access] < ANSWERING_S
@@ -440,8 +446,9 @@ class _Guard:
         return self._breaker.permit() if self._breaker.is_closed else None
 
     def opened(self, permit: Permit, /) -> None:
-        """Learn that connecting works."""
+        """Learn that connecting works, also for pools that pause because it did not."""
         self._breaker.succeeded(permit)
+        self._database.wake()
 
     def failed(self, permit: Permit, error: BaseException, /) -> None:
         """Learn that it does not; a server that says why is not lost."""

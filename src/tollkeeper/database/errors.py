@@ -16,7 +16,7 @@ DatabaseError
 Whatever is a `DatabaseUnavailable` may be tried again later; no error shows a password.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tollkeeper.kernel.errors import TollkeeperError
 
@@ -98,17 +98,15 @@ class DatabaseUnavailable(DatabaseError):
 class DatabaseDown(DatabaseUnavailable):
     """The server was lost and is not asked again before `retry_after_s` are over."""
 
-    retry_after_s: float
+    retry_after_s: float = field(repr=False)
+    """Not shown: what is said twice must be recognised as the same."""
     access: str
     """What was asked for: `read` or `write`."""
     reason: str = "it was lost and has not come back"
 
     def message(self) -> str:
-        """Say for what it is down, and when it is worth to ask again."""
-        return (
-            f"the database is down for {self.access}s: {self.reason}; "
-            f"again in {max(self.retry_after_s, 0.0):.3g} s"
-        )
+        """Say for what it is down, and why."""
+        return f"the database is down for {self.access}s: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -210,6 +210,11 @@ class Pool:
         """Give everyone who waits an error of their own: the breaker has opened."""
         self._line.refuse_all(refusal)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt to open a connection failed."""
+        return self._opener.failure is not None
+
     def wake(self) -> None:
         """Open again without waiting for the pause to end: the breaker has closed."""
         self._opener.wake()
