@@ -36,7 +36,7 @@ from benchmarks.pool.contestants import (
 )
 from tollkeeper.database.connect import connector
 
-BLOCK = 200
+BLOCK = 50
 """Statements in a row over one of the ways: short, so that all ways see the same weather."""
 
 WANTED_P99_US = 1_000.0
@@ -118,7 +118,7 @@ async def _asks(
     def measured(ask: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[Block]]:
         return lambda: block(ask)
 
-    rounds = 60 if bench.quick else 180
+    rounds = 200 if bench.quick else 600
     return await in_turns(rounds, {name: measured(ask) for name, ask in ways.items()})
 
 
