@@ -32,6 +32,9 @@ from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 
 CANCELS = 10_000
+OTHERS_CANCELS = 2_000
+"""Of the other pools: enough to see what becomes of them."""
+
 AT_ONCE = 2 * SIZE
 FIRST_SPAN_S = 0.02
 """A caller is cancelled somewhere in a span that follows what the pool takes: it grows with every
@@ -64,19 +67,23 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 async def _measure(bench: Bench, dsn: str) -> list[Figure]:
-    cancels = CANCELS // 10 if bench.quick else CANCELS
+    share = 10 if bench.quick else 1
     figures: list[Figure] = []
     async with AsyncExitStack() as stack:
         observer = await connector(dsn, settings={"application_name": "observer"})()
         stack.push_async_callback(observer.close)
         await observer.execute(QUERIES["create_marks"])
-        pools: list[tuple[Contestant, str]] = [
-            (await stack.enter_async_context(bare_pool(dsn)), "tollkeeper"),
-            (await stack.enter_async_context(asyncpg_pool(dsn)), "asyncpg.Pool"),
-            (await stack.enter_async_context(psycopg_pool_of(dsn)), "psycopg_pool"),
+        ours: Contestant = await stack.enter_async_context(bare_pool(dsn))
+        others: list[Contestant] = [
+            await stack.enter_async_context(asyncpg_pool(dsn)),
+            await stack.enter_async_context(psycopg_pool_of(dsn)),
         ]
-        for pool, application in pools:
-            left = await _left_behind(pool, cancels, observer, application)
+        pools = [
+            (ours, "tollkeeper", CANCELS),
+            *((other, other.name, OTHERS_CANCELS) for other in others),
+        ]
+        for pool, application, cancels in pools:
+            left = await _left_behind(pool, cancels // share, observer, application)
             bench.say(
                 f"{left.cancelled:,} cancels, {pool.name}: {left.leaked} leaked, "
                 f"{left.dirty} dirty; {left.holding:,} held one, {left.completed:,} were done "

@@ -41,7 +41,7 @@ def measure(bench: Bench) -> list[Figure]:
 
 
 async def _compare(bench: Bench, dsn: str) -> dict[str, list[Round]]:
-    seconds = 1.0 if bench.quick else 3.0
+    seconds = 1.0 if bench.quick else 2.0
 
     def measured(pool: Contestant) -> Callable[[], Awaitable[Round]]:
         async def measure_round() -> Round:
@@ -56,7 +56,7 @@ async def _compare(bench: Bench, dsn: str) -> dict[str, list[Round]]:
 
     async with all_pools(dsn) as pools:
         return await in_turns(
-            2 if bench.quick else bench.rounds, {pool.name: measured(pool) for pool in pools}
+            2 if bench.quick else 3, {pool.name: measured(pool) for pool in pools}
         )
 
 

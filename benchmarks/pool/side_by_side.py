@@ -5,7 +5,7 @@ from benchmarks.figures import Figure
 from benchmarks.pool import cancels, fairness, idle, overload, restart, steady, tuning
 from benchmarks.pool.contestants import silence
 
-QUICK_PERIODS_MIN = (5, 30, 150)
+QUICK_PERIODS_MIN = (5, 150)
 
 
 def measure(bench: Bench) -> list[Figure]:

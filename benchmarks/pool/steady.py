@@ -51,7 +51,7 @@ def measure(bench: Bench) -> list[Figure]:
     """Return the figures of reuse and efficiency."""
     dsn = bench.empty_database("steady")
     reuse = uvloop.run(_reuse(dsn))
-    seconds = 6.0 if bench.quick else 20.0
+    seconds = 5.0 if bench.quick else 20.0
     large = uvloop.run(_day(dsn, LARGE, seconds))
     small = uvloop.run(_day(dsn, SIZE, seconds))
     for day in (large, small):
