@@ -65,7 +65,9 @@ def _wanted(figure: Figure) -> str:
 
 
 def _value(value: float, unit: str) -> str:
-    if unit in {"x", "s", "ms", "%"}:
+    if unit in {"%", "of 1"}:
+        return f"{value:,.4g} {unit}"  # whether it is 99.9 or 99.99 matters
+    if unit in {"x", "s", "ms", "µs"}:
         return f"{value:,.3g} {unit}" if value < 100 else f"{value:,.0f} {unit}"
     return f"{value:,.0f}{unit}"
 
@@ -84,4 +86,6 @@ def _latencies(samples: Sequence[Sample]) -> tuple[str, str, str, str]:
 
 
 def _latency(value_ms: float) -> str:
+    if value_ms < 0.1:
+        return f"{value_ms * 1_000:.1f} µs"
     return f"{value_ms:.2f} ms" if value_ms < 1 else f"{value_ms:.1f} ms"

@@ -8,8 +8,12 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from random import Random
+from typing import TypeVar
+
+_Result = TypeVar("_Result")
 
 Step = Callable[[], Awaitable[None]]
 """One operation of one caller, from request to answer; raises when the answer is wrong."""
@@ -63,6 +67,23 @@ async def closed_loop(steps: Sequence[Step], load: Load, *, operations_per_step:
     )
 
 
+async def open_loop(
+    rate: float, seconds: float, step: Callable[[float], Awaitable[None]], random: Random
+) -> None:
+    """Start a step at random moments, `rate` a second, however many are under way; wait for all.
+
+    A step is told when it was due, in seconds since the start: who starts late has waited, too.
+    """
+    began, due_s = time.perf_counter(), 0.0
+    steps: list[asyncio.Future[None]] = []
+    while (due_s := due_s + random.expovariate(rate)) < seconds:
+        ahead_s = due_s - (time.perf_counter() - began)
+        if ahead_s > 0:
+            await asyncio.sleep(ahead_s)
+        steps.append(asyncio.ensure_future(step(due_s)))
+    await asyncio.gather(*steps)
+
+
 def sample_of(latencies_s: Sequence[float], *, duration_s: float, operations: int) -> Sample:
     """Return the sample of a round from its latencies in seconds."""
     ordered = sorted(latencies_s)
@@ -97,6 +118,19 @@ async def in_pairs(
             second = await theirs()
             pairs.append((await ours(), second))
     return pairs
+
+
+async def in_turns(
+    rounds: int, measures: Mapping[str, Callable[[], Awaitable[_Result]]]
+) -> dict[str, list[_Result]]:
+    """Measure all in each round, one after the other; who begins changes with every round."""
+    names = list(measures)
+    results: dict[str, list[_Result]] = {name: [] for name in names}
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            results[name].append(await measures[name]())
+    return results
 
 
 def median_ratio(pairs: Sequence[tuple[Sample, Sample]]) -> float:

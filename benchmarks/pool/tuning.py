@@ -202,19 +202,22 @@ def step(before: float, after: float, at_s: float) -> Callable[[float], float]:
 
 PERIODS_MIN = (1, 2, 5, 10, 15, 30, 60, 150)
 
+
+def wave(minutes: int) -> Load:
+    """Return a load that is high for half of so many minutes, then low."""
+    return Load(
+        name=f"5 to 40/s, square wave of {minutes} min",
+        arrivals_per_s=square_wave(5.0, 40.0, minutes * MINUTE_S),
+        hours=6.0,
+    )
+
+
 LOADS: tuple[Load, ...] = (
     *(
         Load(name=f"{rate:g}/s, constant", arrivals_per_s=constant(rate))
         for rate in (1.0, 5.0, 20.0, 40.0)
     ),
-    *(
-        Load(
-            name=f"5 to 40/s, square wave of {minutes} min",
-            arrivals_per_s=square_wave(5.0, 40.0, minutes * MINUTE_S),
-            hours=6.0,
-        )
-        for minutes in PERIODS_MIN
-    ),
+    *(wave(minutes) for minutes in PERIODS_MIN),
     Load(
         name="bursts of 5 s every 30 s",
         arrivals_per_s=lambda at_s: 60.0 if at_s % 30.0 < 5.0 else 1.0,

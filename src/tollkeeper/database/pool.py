@@ -17,8 +17,8 @@ who is cancelled leaks no connection and strands nobody.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from tollkeeper.database.connect import (
@@ -38,6 +38,7 @@ from tollkeeper.database.errors import (
     SchemaMissing,
 )
 from tollkeeper.database.histogram import Histogram
+from tollkeeper.database.lease import Lease
 from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.line import Line
 from tollkeeper.database.opening import Opener, Ties
@@ -143,8 +144,7 @@ class Pool:
         """Give a connection back; `discard` it when its state is in doubt. Never waits."""
         self._take_back(self._slot_of(connection), discard=discard)
 
-    @asynccontextmanager
-    async def connection(self, timeout_s: float | None = None) -> AsyncIterator[Connection]:
+    def connection(self, timeout_s: float | None = None) -> Lease:
         """Hold a connection for a block; one whose state may be in doubt is not used again.
 
         Cancellation and timeouts leave a statement running, a lost connection leaves nothing.
@@ -154,21 +154,7 @@ class Pool:
             ReadOnlyServer: the server no longer takes writes.
             SchemaMissing: a statement named what is not there (and as `acquire` does).
         """
-        connection = await self.acquire(timeout_s)
-        slot = self._slot_of(connection)
-        is_doubtful = True
-        try:
-            yield connection
-            is_doubtful = False
-        except Exception as error:
-            is_lost = is_connection_lost(error)
-            is_doubtful = is_lost or isinstance(error, TimeoutError)
-            self._judge(slot, error, is_lost=is_lost)
-            if (known := translated(error)) is not None:
-                raise known from error
-            raise
-        finally:
-            self._take_back(slot, discard=is_doubtful)
+        return Lease(self.acquire, timeout_s, self._end_lease)
 
     def resize(self, size: int, minimum: int | None = None) -> None:
         """Change the bounds: growth serves who waits, surplus is retired as it becomes idle."""
@@ -290,6 +276,22 @@ class Pool:
         slot = self._held.get(connection)
         assert slot is not None, "released twice, or not of this pool"
         return slot
+
+    def _end_lease(
+        self, connection: Connection, error: BaseException | None
+    ) -> DatabaseError | None:
+        """Take a connection back; return our error for one that callers need to tell apart."""
+        slot = self._slot_of(connection)
+        is_doubtful = error is not None
+        try:
+            if not isinstance(error, Exception):  # none, or a cancellation
+                return None
+            is_lost = is_connection_lost(error)
+            is_doubtful = is_lost or isinstance(error, TimeoutError)
+            self._judge(slot, error, is_lost=is_lost)
+            return translated(error)
+        finally:
+            self._take_back(slot, discard=is_doubtful)
 
     def _take_idle(self) -> Slot | None:
         """Hold the idle connection that was used last, if it is still good."""

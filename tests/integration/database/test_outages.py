@@ -11,7 +11,16 @@ import asyncpg
 import pytest
 from tests.conftest import temporary_server
 from tests.replication import ask
-from tests.supervised import QUICK, Client, Supervised, eventually, more, running, supervised
+from tests.supervised import (
+    DEADLINE_S,
+    QUICK,
+    Client,
+    Supervised,
+    eventually,
+    more,
+    running,
+    supervised,
+)
 from tests.valve import Valve
 
 from tollkeeper.database.embedded import EmbeddedServer
@@ -25,6 +34,7 @@ from tollkeeper.database.errors import (
 from tollkeeper.database.status import Access, Health, HostState
 
 WRITE = "INSERT INTO marks DEFAULT VALUES"
+SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollkeeper'"
 READ = "SELECT count(*) FROM marks"
 
 
@@ -48,14 +58,13 @@ async def assert_as_before(it: Supervised, server: EmbeddedServer) -> None:
     """Everything is closed and healthy, and no more is open than should be."""
     await eventually(lambda: all(each.retry_after_s == 0 for each in it.database.status().breakers))
     it.database.monitor.suspect()
-    status = it.database.status()
-    assert [HostState.PRIMARY] == [host.state for host in status.hosts]
-    assert all(pool.waiting == 0 for pool in status.pools)
-    opened = await ask(
-        server,
-        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollkeeper'",
+    await eventually(
+        lambda: [HostState.PRIMARY] == [host.state for host in it.database.status().hosts]
     )
-    assert opened == sum(pool.open for pool in it.database.status().pools)
+    assert all(pool.waiting == 0 for pool in it.database.status().pools)
+    async with asyncio.timeout(DEADLINE_S):  # sessions that were hung up on take a moment to end
+        while await ask(server, SESSIONS) != sum(each.open for each in it.database.status().pools):
+            await asyncio.sleep(0.01)
 
 
 async def test_restart_is_survived_without_a_storm(mortal: EmbeddedServer) -> None:
