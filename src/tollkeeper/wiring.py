@@ -74,6 +74,9 @@ ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
 KEYS_AND_HEALTH = 4
 """Connections of a service beside the ledger's: checking keys, making them, two health checks."""
 
+SPARE_CONNECTIONS = 10
+"""Of a server, left for the worker, migrations, psql and whoever looks after it."""
+
 MAINTENANCE_TIMEOUTS = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
 """Dropping a day of keys waits for whoever reads it."""
 
@@ -295,6 +298,7 @@ def _plan(settings: Settings) -> TuningPlan:
         most=settings.pool_max,
         replicas=settings.replicas,
         others=settings.lanes + KEYS_AND_HEALTH,
+        spare=SPARE_CONNECTIONS,
     )
 
 
@@ -389,7 +393,13 @@ async def create_first_key(
 @asynccontextmanager
 async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
-    pool = Pool(connector(access_dsn, pooler=pooler), size=1, clock=clock)
+    connect = connector(
+        access_dsn,
+        settings=ACCESS_TIMEOUTS.settings(),
+        command_timeout_s=ACCESS_TIMEOUTS.command_s,
+        pooler=pooler,
+    )
+    pool = Pool(connect, size=1, clock=clock)
     try:
         yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:

@@ -142,6 +142,8 @@ class SlowQueryView(Protocol):
     @property
     def statement(self) -> str: ...
     @property
+    def fingerprint(self) -> str: ...
+    @property
     def duration_s(self) -> float: ...
     @property
     def wait_s(self) -> float: ...
@@ -335,15 +337,14 @@ def _so_far(pool: PoolView) -> tuple[str, ...]:
 
 
 def _print_slow(terminal: DatabaseTerminal, found: SlowQueriesView) -> None:
-    columns = ("time (UTC)", "ago", "#ms", "#wait", "#run", "failed", "statement")
+    columns = ("time (UTC)", "#ms", "#wait", "failed", "fingerprint", "statement")
     rows = [
         (
             query.at.astimezone(UTC).strftime("%H:%M:%SZ"),
-            _elapsed(query.at, found.at),
             _milliseconds(query.duration_s),
             _milliseconds(query.wait_s),
-            _milliseconds(query.run_s),
             query.failed or "-",
+            query.fingerprint,
             f"{query.database}: {_cut(query.statement)}",
         )
         for query in found.items
@@ -374,8 +375,11 @@ def _nothing_slow(threshold_s: float | None) -> str:
 
 
 def _cut(statement: str) -> str:
-    is_long = len(statement) > STATEMENT_WIDTH
-    return f"{statement[: STATEMENT_WIDTH - 3]}..." if is_long else statement
+    """Leave out the middle of what is long: columns stand there, the tables behind them."""
+    if len(statement) <= STATEMENT_WIDTH:
+        return statement
+    half = (STATEMENT_WIDTH - 5) // 2
+    return f"{statement[:half]} ... {statement[-half:]}"
 
 
 def _counted(number: int | None, noun: str) -> str:

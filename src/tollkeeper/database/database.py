@@ -101,7 +101,8 @@ class Database:
         }
         self._down_accesses: set[Access] = set()
         self._is_read_only = False
-        self._reason = "not looked at yet"
+        self.reason = "not looked at yet"
+        """What was last known to be wrong."""
         self._tuner: Tuner | None = None
         self._limits_until_s = 0.0
         self.too_many_total = 0
@@ -303,7 +304,8 @@ class Database:
         self.slow.note(
             query.query,
             args=query.args,
-            wait_s=slot.take_wait_s(),
+            # The wait belongs to the first statement that does something.
+            wait_s=0.0 if query.query.startswith("BEGIN") else slot.take_wait_s(),
             run_s=query.elapsed,
             failed=failure_of(failure),
         )
@@ -324,7 +326,7 @@ class Database:
         self._is_read_only = self._choice.writes is None and any(
             check.says_read_only for check in checks
         )
-        self._reason = "; ".join(f"{each.host}: {_said(each)}" for each in checks)
+        self.reason = "; ".join(map(_said, checks))
         for access, host in chosen.items():
             permit = self._permits.pop(access, None)
             if permit is None:
@@ -370,7 +372,7 @@ class Database:
         if access in self._down_accesses:
             return  # a probe goes out, or has failed: it is down as before
         self._down_accesses.add(access)
-        _log.error("database.down", database=self.name, access=access.value, reason=self._reason)
+        _log.error("database.down", database=self.name, access=access.value, reason=self.reason)
         for pool in self._pools_of(access):
             if access is Access.WRITE and self._is_read_only:
                 pool.expire()
@@ -381,7 +383,7 @@ class Database:
     def down(self, access: Access) -> DatabaseDown:
         """Return what callers of pools get while the breaker is open."""
         return DatabaseDown(
-            reason=self._reason,
+            reason=self.reason,
             retry_after_s=self._breakers[access].retry_after_s,
             access=access.value,
         )
@@ -461,6 +463,7 @@ class _Guard:
         if self._database.is_answering(self._access):
             self._breaker.dropped(permit)  # connecting fails, what is connected works
         else:
+            self._database.reason = error.reason
             self._breaker.failed(permit)
 
     def lost(self, _error: BaseException | None, /) -> None:
@@ -483,4 +486,6 @@ def _takes_writes(connection: Connection) -> bool:
 
 
 def _said(check: HostCheck) -> str:
-    return check.fault or check.state.value
+    """Say how a host is; most faults name it already."""
+    said, host = check.fault or check.state.value, str(check.host)
+    return said if host in said else f"{host}: {said}"

@@ -4,6 +4,7 @@ DatabaseError
 ├── PoolTimeout               no connection became free before the deadline
 ├── PoolFull                  refused at once: too many wait, or it would take too long
 ├── NestedAcquire             a task that holds a connection waits for another one
+├── DatabaseBusy              a statement took too long, or met others that were faster
 ├── PoolClosed                the pool is draining or closed
 ├── DatabaseUnavailable       the server cannot be reached, or went away
 │   ├── DatabaseDown          it is known to be away: the circuit breaker is open
@@ -81,6 +82,17 @@ class PoolClosed(DatabaseError):
     def message(self) -> str:
         """Say that the pool is closed."""
         return "the connection pool is closed"
+
+
+@dataclass(eq=False, kw_only=True)
+class DatabaseBusy(DatabaseError):
+    """The server is there and could not do it now: locks, time, memory or disk."""
+
+    reason: str
+
+    def message(self) -> str:
+        """Say what was in the way, in the server's words."""
+        return f"the database could not do it now: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -153,6 +153,7 @@ class Pool:
             DatabaseUnavailable: the connection was lost inside the block (and as `acquire` does).
             ReadOnlyServer: the server no longer takes writes.
             SchemaMissing: a statement named what is not there (and as `acquire` does).
+            DatabaseBusy: a statement took too long, or met others that were faster.
         """
         return Lease(self.acquire, timeout_s, self._end_lease)
 
@@ -305,9 +306,7 @@ class Pool:
     def _hold(self, slot: Slot) -> None:
         self._held[slot.connection] = slot
         self._all_returned.clear()
-        slot.since_s = self._clock.monotonic_s()
-        slot.wait_s = 0.0
-        slot.is_told = False
+        slot.begin_hold(self._clock.monotonic_s())
 
     def _unhold(self, slot: Slot) -> None:
         del self._held[slot.connection]

@@ -136,7 +136,7 @@ class DatabaseStatus:
     health: Health
     checked_at: datetime | None
     budget: int | None
-    """Most connections this process may open there, as the server's settings allow."""
+    """Most connections the tuned pool may have, as the server's settings allow."""
     tuning: str | None = None
     """Why the tuned pool has its size: what the last window showed."""
     hosts: tuple[HostStatus, ...]

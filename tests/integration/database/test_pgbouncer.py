@@ -17,6 +17,7 @@ from tollkeeper.database.connect import (
 from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     SchemaMissing,
@@ -246,7 +247,7 @@ async def test_pool_goes_on_after_statements_that_took_too_long(dsn: str) -> Non
     pool = Pool(make, size=1, clock=SystemClock())
     try:
         for _ in range(2):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(DatabaseBusy):
                 async with pool.connection() as connection:
                     await connection.fetchval("SELECT pg_sleep(60)", timeout=0.05)
         async with pool.connection() as connection:

@@ -13,6 +13,7 @@ from tollkeeper.database.connect import connector
 from tollkeeper.database.deadline import within
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseDown,
     DatabaseUnavailable,
     NestedAcquire,
@@ -412,7 +413,7 @@ async def test_statement_that_ran_out_of_time_has_the_server_looked_at(make_pool
     gate = Gate()
     pool = make_pool(1, guard=gate)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(DatabaseBusy):
         async with pool.connection() as connection:
             await connection.execute("SELECT pg_sleep(600)", timeout=0.01)
 
