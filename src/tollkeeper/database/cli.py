@@ -379,7 +379,7 @@ def _cut(statement: str) -> str:
     if len(statement) <= STATEMENT_WIDTH:
         return statement
     half = (STATEMENT_WIDTH - 5) // 2
-    return f"{statement[:half]} ... {statement[-half:]}"
+    return f"{statement[:half].rstrip()} ... {statement[-half:].lstrip()}"
 
 
 def _counted(number: int | None, noun: str) -> str:

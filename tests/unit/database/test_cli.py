@@ -159,7 +159,7 @@ async def test_slow_statements_are_printed_newest_first_with_their_totals(clock:
     database.slow.note("SELECT 'bob'", wait_s=0, run_s=0.15)
     clock.advance(300)
 
-    cut = f"{LONG[:57]} ... {LONG[-57:]}"
+    cut = f"{LONG[:57].rstrip()} ... {LONG[-57:].lstrip()}"
     name = database.slow.latest()[0].fingerprint
     assert [
         "Last 2 of 3 slow statements",
