@@ -30,6 +30,7 @@ demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: en
 	@$(BIN)/tollkeeper demo $(ARGS)
 
 test: $(STAMP) ## all tests, on a real PostgreSQL for each of as many processes as there are cores
+	@.ci/pgbouncer $(VENV)/pgbouncer
 	@$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=95
 	@$(BIN)/coverage report --include='src/tollkeeper/access/*' --fail-under=95

@@ -3,8 +3,9 @@
 It speaks just enough of PostgreSQL's protocol (manual, "Message Formats") to see a commit
 coming: the Bind of the ledger's commit statement, or the COMMIT of a unit of work that may write.
 `AFTER` waits for the server's ReadyForQuery, so the commit is done and durable, and swallows the
-answer; `BEFORE` lets nothing through; `DELAY` keeps the commit from the server, says so by `held`,
-and waits for `go_on`.
+answer (a statement that the server refuses was no commit: then the one of the next unit is cut);
+`BEFORE` lets nothing through; `DELAY` keeps the commit from the server, says so by `held`, and
+waits for `go_on`.
 """
 
 import asyncio
@@ -97,6 +98,7 @@ class _Session:
         self._commit_statements: set[bytes] = set()
         self._only_reads = False
         self._swallows = False
+        self._swallowed = b""
 
     async def to_server(self) -> None:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
@@ -113,7 +115,7 @@ class _Session:
                     if cut is Cut.DELAY:
                         self._proxy.held.set()
                         await self._proxy.go_on.wait()
-                    self._swallows = cut is Cut.AFTER
+                    self._swallows, self._swallowed = cut is Cut.AFTER, b""
                 self._writer.write(head + body)
                 await self._writer.drain()
 
@@ -121,10 +123,17 @@ class _Session:
         with suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 kind, head, body = await _message(self._reader)
+                if self._swallows and kind == b"E":
+                    self._swallows = False
+                    # What is tried again locks first: its statement passes, its COMMIT is cut.
+                    self._proxy.cuts.extendleft((Cut.AFTER, Cut.PASS))
+                    self._client_writer.write(self._swallowed)
                 if not self._swallows:
                     self._client_writer.write(head + body)
                     await self._client_writer.drain()
-                elif kind == b"Z":
+                    continue
+                self._swallowed += head + body
+                if kind == b"Z":
                     self._proxy.has_cut.set()
                     return
 

@@ -23,7 +23,8 @@ from tollkeeper.credits.model import (
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
-from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.backoff import Backoff

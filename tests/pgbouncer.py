@@ -4,6 +4,7 @@ It listens on a socket only. Every client is let in, and reaches the server thro
 """
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -38,14 +39,22 @@ def find_pgbouncer() -> Path:
 
 
 @contextlib.contextmanager
-def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> Iterator[str]:
-    """Lend the DSN of the same database through a PgBouncer in transaction mode."""
+def running_pgbouncer(
+    dsn: str, *, server_connections: int, password: str | None = None, **settings: str
+) -> Iterator[str]:
+    """Lend the DSN of the same database through a PgBouncer in transaction mode.
+
+    With a password it asks for that one, of the user `ann`.
+    """
     program = find_pgbouncer()
     with tempfile.TemporaryDirectory(prefix="pgb-", dir="/tmp") as name:  # a socket's path is short
         folder = Path(name)
-        _write_configuration(
-            folder, dsn, {"default_pool_size": str(server_connections), **settings}
-        )
+        settings = {"default_pool_size": str(server_connections), **settings}
+        if password is not None:
+            users = folder / "users.txt"
+            users.write_text(f'"ann" "{password}"\n')
+            settings = {**settings, "auth_type": "scram-sha-256", "auth_file": str(users)}
+        _write_configuration(folder, dsn, settings)
         account = choose_account(folder)
         give_to(folder, account)
         command = launch_command(
@@ -55,13 +64,28 @@ def running_pgbouncer(dsn: str, *, server_connections: int, **settings: str) -> 
             reach=[name, _server_folder(dsn)],
         )
         with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                command,
+                env=_environment(program),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
         try:
             _wait_until_ready(folder, process)
             yield _dsn_through(dsn, folder)
         finally:
             process.kill()
             process.wait()
+
+
+def _environment(program: Path) -> dict[str, str]:
+    """Return ours, and with it the libraries beside a program that was unpacked, not installed."""
+    if program.parents[2] == Path("/"):
+        return dict(os.environ)
+    folders = [str(folder) for folder in (program.parents[1] / "lib").glob("*-linux-*")]
+    known = os.environ.get("LD_LIBRARY_PATH")
+    return {**os.environ, "LD_LIBRARY_PATH": ":".join([*folders, *([known] if known else [])])}
 
 
 def _write_configuration(folder: Path, dsn: str, settings: Mapping[str, str]) -> None:

@@ -53,6 +53,8 @@ async def ask(server: EmbeddedServer, statement: str) -> object:
     """Return the value of a statement, over a connection of its own."""
     connection = await asyncpg.connect(server.dsn("postgres"))
     try:
+        if ";" in statement:
+            return await connection.execute(statement)
         return await connection.fetchval(statement)
     finally:
         await connection.close()

@@ -88,7 +88,8 @@ async def running(*clients: Client) -> AsyncIterator[None]:
     finally:
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -23,7 +23,8 @@ from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.errors import PoolFull, PoolTimeout
-from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access

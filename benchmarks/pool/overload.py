@@ -182,7 +182,12 @@ async def _checks(bench: Bench, dsn: str) -> tuple[Sample, Sample]:
         connect = connector(dsn, settings=SESSION_SETTINGS)
         (host,) = parse_dsn(dsn).hosts
         probe = HostProbe(
-            host, connect, connect, clock=SystemClock(), timeout_s=2.0, answered_s=lambda _: 0.0
+            host,
+            connect,
+            connect,
+            clock=SystemClock(),
+            timeout_s=2.0,
+            answered_s=lambda _host, _access: 0.0,
         )
         stack.push_async_callback(probe.close)
         seconds = 1.0 if bench.quick else 4.0

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from benchmarks.bench import Bench
+from benchmarks.figures import Figure
 from tollkeeper.database.tuning import (
     WINDOW_S,
     Decision,
@@ -251,18 +253,56 @@ LOADS: tuple[Load, ...] = (
 )
 
 
-def table(loads: Sequence[Load] = LOADS, *, seeds: int = 3) -> list[str]:
-    """Return lines of a table: reversals in the worst hour of all seeds, sizes, waits."""
-    lines = [f"{'load':36} {'reversals/h':>11} {'changes':>7} {'sizes in the last hour':>22} waits"]
-    for load in loads:
-        runs = [simulate(load, seed=seed) for seed in range(seeds)]
-        last = [size for run in runs for size in run.sizes[-int(HOUR_S / WINDOW_S) :]]
-        lines.append(
-            f"{load.name:36} {max(run.reversals_in_worst_hour() for run in runs):11}"
-            f" {max(len(run.changes()) for run in runs):7} {min(last):15} to {max(last):3}"
-            f" {statistics.fmean(run.waits_per_window(1.0) for run in runs):5.0f}"
+def measure(bench: Bench) -> list[Figure]:
+    """Show the table of loads; return the most reversals any of them had in any hour."""
+    studies = [study(load, seeds=1 if bench.quick else 3) for load in LOADS]
+    for line in table(studies):
+        bench.say(line)
+    return [
+        Figure(
+            what="pool size: reversals in the worst hour, simulated",
+            value=max(each.reversals_in_worst_hour for each in studies),
+            unit="",
+            target=MOST_REVERSALS_PER_HOUR,
+            at_most=True,
+            note=f"{len(LOADS)} loads, square waves of {PERIODS_MIN[0]} to {PERIODS_MIN[-1]} min",
         )
-    return lines
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """A load with several seeds: the worst of them."""
+
+    load: Load
+    reversals_in_worst_hour: int
+    changes: int
+    last_sizes: tuple[int, int]
+    """The smallest and the largest in the last hour."""
+    waits_per_window: float
+    """In the last hour, in the mean."""
+
+
+def study(load: Load, *, seeds: int) -> Study:
+    """Return what the tuner does under a load with so many seeds."""
+    runs = [simulate(load, seed=seed) for seed in range(seeds)]
+    last = [size for run in runs for size in run.sizes[-int(HOUR_S / WINDOW_S) :]]
+    return Study(
+        load=load,
+        reversals_in_worst_hour=max(run.reversals_in_worst_hour() for run in runs),
+        changes=max(len(run.changes()) for run in runs),
+        last_sizes=(min(last), max(last)),
+        waits_per_window=statistics.fmean(run.waits_per_window(1.0) for run in runs),
+    )
+
+
+def table(studies: Sequence[Study]) -> list[str]:
+    """Return the lines of a table of loads: reversals, changes, sizes and waits in the end."""
+    return [f"{'load':34}{'hours':>6}{'reversals/h':>12}{'changes':>8}{'size':>10}{'waits':>6}"] + [
+        f"{each.load.name:34}{each.load.hours:6g}{each.reversals_in_worst_hour:12}{each.changes:8}"
+        f"{'{}-{}'.format(*each.last_sizes):>10}{each.waits_per_window:6.0f}"
+        for each in studies
+    ]
 
 
 def curve(run: Run, *, columns: int = 96) -> list[str]:
@@ -283,8 +323,10 @@ def main() -> None:
     """Print the table, and the curves where they are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--curves", action="store_true", help="draw the size over time")
-    print("\n".join(table()))
-    if parser.parse_args().curves:
+    parser.add_argument("--seeds", type=int, default=3, help="simulate each load so many times")
+    options = parser.parse_args()
+    print("\n".join(table([study(load, seeds=options.seeds) for load in LOADS])))
+    if options.curves:
         for load in LOADS:
             print("\n" + "\n".join(curve(simulate(load))))
 

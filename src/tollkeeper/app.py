@@ -149,7 +149,8 @@ class Readiness:
         try:
             async with (
                 asyncio.timeout(READY_TIMEOUT_S),
-                self.runtime.reads.connection() as connection,
+                # A little less, because this error says what is in the way.
+                self.runtime.reads.connection(0.9 * READY_TIMEOUT_S) as connection,
             ):
                 missing = await pending(connection, "credits")
         except SchemaMissing as error:

@@ -116,9 +116,9 @@ def serve_credits(
     port: Port = None,
 ) -> None:
     """Serve the credits API; needs TOLLKEEPER_CREDITS_DSN and TOLLKEEPER_ACCESS_DSN."""
-    from tollkeeper.app import serve_credits as serve
-
     settings = _face(context).settings(port=port)
+    from tollkeeper.app import serve_credits as serve  # what is wrong is said before it loads
+
     serve(settings if host is None else replace(settings, host=host))
 
 
@@ -132,9 +132,10 @@ def worker(
     Partitions, expired keys and holds, signed checkpoints; and reconciliation, which freezes
     accounts that are not what their transactions say.
     """
-    from tollkeeper.worker import run_worker
+    settings = _face(context).settings()
+    from tollkeeper.worker import run_worker  # what is wrong is said before it loads
 
-    run_worker(_face(context).settings(), once=once)
+    run_worker(settings, once=once)
 
 
 def _migrated_dsn(database: str) -> str:

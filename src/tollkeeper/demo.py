@@ -206,7 +206,7 @@ class Demo:
                 ("API", f"{stack.url}/v1"),
                 ("docs", f"{stack.url}/schema"),
                 ("key", stack.api_key),
-                ("psql", f"psql '{stack.dsn('credits')}'"),
+                ("psql", stack.psql()),
                 ("try", f"curl {bearer} {stack.url}/v1/accounts/{hot}"),
                 ("", f"{_command(stack.data)} credits history {hot} --limit 5"),
             ),

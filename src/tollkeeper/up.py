@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from tollkeeper.config import Settings, check_session, variable_of
+from tollkeeper.config import Settings, check_session, mask_dsn, variable_of
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
 from tollkeeper.database.errors import EmbeddedError
@@ -30,7 +30,12 @@ from tollkeeper.kernel.ids import system_token
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import KEYS_AND_HEALTH, check_databases, ensure_development_key
+from tollkeeper.wiring import (
+    KEYS_AND_HEALTH,
+    SPARE_CONNECTIONS,
+    check_databases,
+    ensure_development_key,
+)
 
 DATABASES = ("credits", "access")
 
@@ -41,9 +46,6 @@ WATCH_PERIOD_S = 0.25
 
 STOP_GRACE_S = 10.0
 """What a service gets beyond its own grace and drain timeout."""
-
-SPARE_CONNECTIONS = 10
-"""Left for the worker, migrations, psql and the server's own."""
 
 EXIT_AT_ONCE = 130
 
@@ -62,6 +64,13 @@ class Stack:
     def dsn(self, name: str) -> str:
         """Return the address of one database."""
         return self.dsns[name]
+
+    def psql(self) -> str:
+        """Return a command to paste that opens the ledger; a password is not shown."""
+        dsn = self.dsn("credits")
+        if mask_dsn(dsn) == dsn:
+            return f"psql '{dsn}'"
+        return f'psql "${variable_of("credits_dsn")}"'
 
 
 def run_up(settings: Settings, *, processes: int = 1) -> int:
@@ -251,6 +260,7 @@ def _programs(
             access_dsn=dsns["access"],
             data=data,
             share_port=True,
+            replicas=max(settings.replicas, processes),
             drain_grace_s=settings.drain_grace_s or 0.0,  # nobody polls, unless it is set
             url=None,
             api_key=None,
@@ -394,7 +404,7 @@ def _show(stack: Stack) -> None:
         ("Docs", f"{stack.url}/schema"),
         ("Key", f"{stack.api_key}   (also in {stack.data / 'dev.key'})"),
         ("Data", str(stack.data)),
-        ("psql", f"psql '{stack.dsn('credits')}'"),
+        ("psql", stack.psql()),
         ("Logs", str(stack.data / "logs")),
     ):
         # Unwrapped and without a frame, so that it can be copied.

@@ -39,8 +39,9 @@ from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.limits import REPORT_HELD_S, PoolLimits
 from tollkeeper.database.metrics import DatabaseCollector
-from tollkeeper.database.pool import REPORT_HELD_S, Pool, PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
@@ -72,6 +73,9 @@ ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
 
 KEYS_AND_HEALTH = 4
 """Connections of a service beside the ledger's: checking keys, making them, two health checks."""
+
+SPARE_CONNECTIONS = 10
+"""Of a server, left for the worker, migrations, psql and whoever looks after it."""
 
 MAINTENANCE_TIMEOUTS = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
 """Dropping a day of keys waits for whoever reads it."""
@@ -294,6 +298,7 @@ def _plan(settings: Settings) -> TuningPlan:
         most=settings.pool_max,
         replicas=settings.replicas,
         others=settings.lanes + KEYS_AND_HEALTH,
+        spare=SPARE_CONNECTIONS,
     )
 
 
@@ -313,7 +318,9 @@ def _ledger_pool(
         minimum=size if minimum is None else minimum,
         role=CREDITS_ROLE,
         settings=SESSION_SETTINGS,
-        command_timeout_s=TIMEOUTS.command_s,
+        # Writes are never cancelled by us: a commit that waits for its standby would then stand on
+        # the primary alone, and count as done. A silent server is found by the health checks.
+        command_timeout_s=TIMEOUTS.command_s if access is Access.READ else None,
         limits=_limits(settings),
     )
 
@@ -386,7 +393,13 @@ async def create_first_key(
 @asynccontextmanager
 async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
     clock = SystemClock()
-    pool = Pool(connector(access_dsn, pooler=pooler), size=1, clock=clock)
+    connect = connector(
+        access_dsn,
+        settings=ACCESS_TIMEOUTS.settings(),
+        command_timeout_s=ACCESS_TIMEOUTS.command_s,
+        pooler=pooler,
+    )
+    pool = Pool(connect, size=1, clock=clock)
     try:
         yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:

@@ -129,6 +129,7 @@ def test_start_up_order_does_not_matter(databases: Databases, tmp_path: Path) ->
             assert (503, f"{URN}keys-unavailable") == (status, problem["type"])
             assert "database cannot be reached" in str(problem["detail"])
 
+            eventually(lambda: worker.ask("/metrics")[0] == 200, worker.log.read_text)
             worker_series = series(worker.url)
             assert [] == undocumented(worker_series)
 

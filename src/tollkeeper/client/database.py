@@ -74,6 +74,7 @@ class Database(msgspec.Struct, frozen=True):
     health: str
     checked_at: datetime | None
     budget: int | None
+    tuning: str | None
     hosts: tuple[Host, ...]
     breakers: tuple[Breaker, ...]
     pools: tuple[Pool, ...]

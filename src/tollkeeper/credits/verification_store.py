@@ -59,6 +59,11 @@ class WrongRow:
     is_beyond: bool
 
 
+UNHURRIED_S: Final = 86_400.0
+"""The driver's limit on a statement of the walk; the server has none (`take_time`). A server that
+falls silent is found by the health checks, which hang up."""
+
+
 class VerificationStore:
     """Reads for verification; every method is one statement."""
 
@@ -77,25 +82,33 @@ class VerificationStore:
         A time that is none has no time zone; for a missing number stands `chain.MISSING`, for a
         missing text an empty one.
         """
-        rows = await connection.fetch(self._sql["accounts_of"], *stretch.bounds, tenant_id, limit)
+        rows = await connection.fetch(
+            self._sql["accounts_of"], *stretch.bounds, tenant_id, limit, timeout=UNHURRIED_S
+        )
         return tuple(account_of(row) for row in rows)
 
     async def chains(
         self, connection: Connection, stretch: Stretch, take: Callable[[bytes], None]
     ) -> None:
         """Hand the rows of a stretch to `take` as they come, in the form of `chain_rows.py`."""
-        await copy_rows(connection, self._sql["chains"], *stretch.bounds, take=take)
+        await copy_rows(
+            connection, self._sql["chains"], *stretch.bounds, take=take, limit_s=UNHURRIED_S
+        )
 
     async def has_side_rows(self, connection: Connection, stretch: Stretch) -> bool:
         """Return whether a stretch has holds or refunds."""
-        found: bool = await connection.fetchval(self._sql["has_side_rows"], *stretch.bounds)
+        found: bool = await connection.fetchval(
+            self._sql["has_side_rows"], *stretch.bounds, timeout=UNHURRIED_S
+        )
         return found
 
     async def wrong_holds(
         self, connection: Connection, stretch: Stretch, limit: int
     ) -> list[WrongRow]:
         """Return holds that are not what the transactions say of them, or took too much."""
-        rows = await connection.fetch(self._sql["wrong_holds"], *stretch.bounds, limit)
+        rows = await connection.fetch(
+            self._sql["wrong_holds"], *stretch.bounds, limit, timeout=UNHURRIED_S
+        )
         return [
             WrongRow(AccountId(row["account_id"]), TransactionId(row["hold_id"]), row["is_beyond"])
             for row in rows
@@ -105,14 +118,18 @@ class VerificationStore:
         self, connection: Connection, stretch: Stretch, limit: int
     ) -> list[AccountId]:
         """Return accounts of which a hold expires before they expect it."""
-        rows = await connection.fetch(self._sql["wrong_expiries"], *stretch.bounds, limit)
+        rows = await connection.fetch(
+            self._sql["wrong_expiries"], *stretch.bounds, limit, timeout=UNHURRIED_S
+        )
         return [AccountId(row["account_id"]) for row in rows]
 
     async def wrong_refunds(
         self, connection: Connection, stretch: Stretch, limit: int
     ) -> list[WrongRow]:
         """Return transactions of which more or less was refunded than the rows say, or too much."""
-        rows = await connection.fetch(self._sql["wrong_refunds"], *stretch.bounds, limit)
+        rows = await connection.fetch(
+            self._sql["wrong_refunds"], *stretch.bounds, limit, timeout=UNHURRIED_S
+        )
         return [
             WrongRow(
                 AccountId(row["account_id"]), TransactionId(row["transaction_id"]), row["is_beyond"]

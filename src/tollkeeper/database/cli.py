@@ -112,6 +112,8 @@ class DatabaseView(Protocol):
     @property
     def budget(self) -> int | None: ...
     @property
+    def tuning(self) -> str | None: ...
+    @property
     def hosts(self) -> Sequence[HostView]: ...
     @property
     def breakers(self) -> Sequence[BreakerView]: ...
@@ -139,6 +141,8 @@ class SlowQueryView(Protocol):
     def at(self) -> datetime: ...
     @property
     def statement(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
     @property
     def duration_s(self) -> float: ...
     @property
@@ -268,17 +272,23 @@ def _print_databases(terminal: DatabaseTerminal, found: DatabasesView) -> None:
             ("checked (UTC)", _checked(database.checked_at, found.at)),
             *map(_host_fact, database.hosts),
             *map(_breaker_fact, database.breakers),
-            ("budget", _counted(database.budget, "connection")),
         ]
+        if database.budget is not None:
+            facts.append(("budget", _counted(database.budget, "connection")))
+        if database.tuning is not None:
+            facts.append(("tuning", database.tuning))
         terminal.facts(f"Database {database.name}", facts)
-    columns = (
-        "database", "pool", "for", "#size", "#idle", "#in use", "#opening", "#waiting",
-        "#acquired", "#at once", "#reused", "#timeouts", "#refused", "#lost",
-    )  # fmt: skip
-    rows = [
-        (database.name, *_pool_row(pool)) for database in found.databases for pool in database.pools
-    ]
-    terminal.table(f"Pools of process {found.pid}", columns, rows)
+    pools = [(database.name, pool) for database in found.databases for pool in database.pools]
+    terminal.table(
+        f"Connections of process {found.pid}",
+        ("database", "pool", "for", "#most", "#idle", "#in use", "#opening", "#waiting"),
+        [(name, *_now(pool)) for name, pool in pools],
+    )
+    terminal.table(
+        "Acquires since it started",
+        ("database", "pool", "#in all", "#at once", "#reused", "#timeouts", "#refused", "#lost"),
+        [(name, *_so_far(pool)) for name, pool in pools],
+    )
 
 
 def _judged(name: str, text: str, state: str) -> Fact:
@@ -306,33 +316,36 @@ def _host_fact(host: HostView) -> Fact:
 def _breaker_fact(breaker: BreakerView) -> Fact:
     opened = f", opened {_counted(breaker.opened_total, 'time')}" if breaker.opened_total else ""
     wait = f", tried again in {breaker.retry_after_s:.1f} s" if breaker.retry_after_s > 0 else ""
-    return _judged(f"{breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state)
+    return _judged(
+        f"breaker for {breaker.access}s", f"{breaker.state}{wait}{opened}", breaker.state
+    )
 
 
-def _pool_row(pool: PoolView) -> tuple[str, ...]:
+def _now(pool: PoolView) -> tuple[str, ...]:
+    counts = (pool.size, pool.idle, pool.in_use, pool.opening, pool.waiting)
+    return pool.name, f"{pool.access}s", *(f"{count:,}" for count in counts)
+
+
+def _so_far(pool: PoolView) -> tuple[str, ...]:
     return (
         pool.name,
-        f"{pool.access}s",
-        *(f"{each:,}" for each in (pool.size, pool.idle, pool.in_use, pool.opening, pool.waiting)),
         f"{pool.acquired_total:,}",
         _percent(pool.efficiency_ratio),
         _percent(pool.reuse_ratio),
-        *(f"{each:,}" for each in (pool.timeouts_total, pool.refused_total, pool.lost_total)),
+        *(f"{count:,}" for count in (pool.timeouts_total, pool.refused_total, pool.lost_total)),
     )
 
 
 def _print_slow(terminal: DatabaseTerminal, found: SlowQueriesView) -> None:
-    columns = ("time (UTC)", "age", "#ms", "#wait", "#run", "failed", "database", "statement")
+    columns = ("time (UTC)", "#ms", "#wait", "failed", "fingerprint", "statement")
     rows = [
         (
-            _moment(query.at),
-            _elapsed(query.at, found.at),
+            query.at.astimezone(UTC).strftime("%H:%M:%SZ"),
             _milliseconds(query.duration_s),
             _milliseconds(query.wait_s),
-            _milliseconds(query.run_s),
             query.failed or "-",
-            query.database,
-            _cut(query.statement),
+            query.fingerprint,
+            f"{query.database}: {_cut(query.statement)}",
         )
         for query in found.items
     ]
@@ -344,14 +357,13 @@ def _print_slow(terminal: DatabaseTerminal, found: SlowQueriesView) -> None:
             f"{each.failed:,}",
             _milliseconds(each.sum_s),
             _milliseconds(each.longest_s),
-            each.database,
-            _cut(each.statement),
+            f"{each.database}: {_cut(each.statement)}",
         )
         for each in found.statements
     ]
     terminal.table(
         "Slow statements by the time they took",
-        ("last", "#count", "#failed", "#ms in all", "#longest", "database", "statement"),
+        ("last", "#count", "#failed", "#ms in all", "#longest", "statement"),
         totals,
     )
 
@@ -363,8 +375,11 @@ def _nothing_slow(threshold_s: float | None) -> str:
 
 
 def _cut(statement: str) -> str:
-    is_long = len(statement) > STATEMENT_WIDTH
-    return f"{statement[: STATEMENT_WIDTH - 3]}..." if is_long else statement
+    """Leave out the middle of what is long: columns stand there, the tables behind them."""
+    if len(statement) <= STATEMENT_WIDTH:
+        return statement
+    half = (STATEMENT_WIDTH - 5) // 2
+    return f"{statement[:half]} ... {statement[-half:]}"
 
 
 def _counted(number: int | None, noun: str) -> str:

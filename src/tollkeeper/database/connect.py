@@ -16,6 +16,7 @@ from tollkeeper.database.binaries import MINIMUM_MAJOR
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.dsn import Dsn, Host, parse_dsn
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseError,
     DatabaseMisconfigured,
     DatabaseUnavailable,
@@ -52,6 +53,9 @@ GENERATION_OVER_STATES = CONNECTION_LOST_STATES | {READ_ONLY}
 RETRYABLE_STATES = frozenset({"40001", "40P01", "55P03", "53100", "53200", "53300"})
 """Serialization failure, deadlock, lock not available, disk full, out of memory, too many
 connections."""
+
+BUSY_STATES = RETRYABLE_STATES | {"57014"}
+"""With a statement that was cancelled: it took longer than it may."""
 
 CHECK_VIOLATION = "23514"
 """Of a constraint, which is named then, or of a row for which there is no partition."""
@@ -201,7 +205,7 @@ def is_retryable(error: BaseException) -> bool:
     schema that is missing may be on its way; what the driver remembered of one that has changed is
     forgotten by the error itself.
     """
-    if isinstance(error, PoolTimeout | PoolFull | SchemaMissing | _CHANGED_SCHEMA):
+    if isinstance(error, PoolTimeout | PoolFull | DatabaseBusy | SchemaMissing | _CHANGED_SCHEMA):
         return True
     if is_connection_lost(error) or is_generation_over(error):
         return True
@@ -241,15 +245,20 @@ def is_too_many(error: BaseException | None) -> bool:
 
 def translated(error: Exception) -> DatabaseError | None:
     """Return our error for one of the driver that callers need to tell apart; None for others."""
+    known: DatabaseError | None = None
     if isinstance(error, DatabaseError):
-        return None
-    if is_read_only(error):
-        return ReadOnlyServer(reason=str(error))
-    if is_connection_lost(error):
-        return DatabaseUnavailable(reason=str(error) or type(error).__name__)
-    if is_schema_missing(error):
-        return SchemaMissing(reason=str(error))
-    return None
+        pass
+    elif is_read_only(error):
+        known = ReadOnlyServer(reason=str(error))
+    elif is_connection_lost(error):
+        known = DatabaseUnavailable(reason=str(error) or type(error).__name__)
+    elif is_schema_missing(error):
+        known = SchemaMissing(reason=str(error))
+    elif isinstance(error, TimeoutError):
+        known = DatabaseBusy(reason="a statement was not answered in time")
+    elif isinstance(error, asyncpg.PostgresError) and error.sqlstate in BUSY_STATES:
+        known = DatabaseBusy(reason=str(error))
+    return known
 
 
 def is_partition_missing(error: BaseException) -> bool:

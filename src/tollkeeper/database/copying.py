@@ -6,12 +6,17 @@ from tollkeeper.database.driver import Connection
 
 
 async def copy_rows(
-    connection: Connection, query: str, *arguments: object, take: Callable[[bytes], None]
+    connection: Connection,
+    query: str,
+    *arguments: object,
+    take: Callable[[bytes], None],
+    limit_s: float | None = None,
 ) -> None:
     """Hand what a query gives to `take` as it comes, in the form of a binary COPY.
 
-    Where `take` fails, the rest is read and thrown away: the driver hangs up on a COPY that it
-    cannot deliver, and a lost connection would be told instead of the failure.
+    It may take `limit_s`, or as long as any statement of the connection. Where `take` fails, the
+    rest is read and thrown away: the driver hangs up on a COPY that it cannot deliver, and a lost
+    connection would be told instead of the failure.
     """
     failed: Exception | None = None
 
@@ -25,6 +30,8 @@ async def copy_rows(
 
     # COPY takes the query in parentheses.
     text = query.removesuffix(";")
-    await connection.copy_from_query(text, *arguments, output=sink, format="binary")
+    await connection.copy_from_query(
+        text, *arguments, output=sink, format="binary", timeout=limit_s
+    )
     if failed is not None:
         raise failed

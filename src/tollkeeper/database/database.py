@@ -11,6 +11,7 @@ breaker each: a database without a primary is still read. Invariants:
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType, TracebackType
 from typing import Final, Self
 
@@ -24,17 +25,16 @@ from tollkeeper.database.driver import Connection, LoggedQuery
 from tollkeeper.database.dsn import Dsn, Host
 from tollkeeper.database.errors import (
     DatabaseDown,
-    DatabaseMisconfigured,
     DatabaseUnavailable,
     ReadOnlyServer,
-    SchemaMissing,
     TooManyConnections,
 )
 from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
 from tollkeeper.database.health import HealthMonitor, HostProbe, Pace
 from tollkeeper.database.histogram import Histogram
-from tollkeeper.database.opening import ConnectLimiter, Guard, Ties
-from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool, PoolLimits
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.opening import SAYS_WHY, ConnectLimiter, Guard, Ties
+from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.roles import Choice, HostCheck, choose
 from tollkeeper.database.slot import Slot
@@ -90,8 +90,10 @@ class Database:
         self._pace = pace or Pace()
         self._pools: dict[str, Pool] = {}
         self._limiter = ConnectLimiter(clock)
-        self._answered_s = 0.0
+        self._answered_s = dict.fromkeys(Access, 0.0)
         self._choice = Choice(writes=None, reads=None)
+        self._homes: dict[Access, Host] = {}
+        """Where the pools connected last."""
         self._permits: dict[Access, Permit] = {}
         self._breakers = {access: self._breaker(access) for access in Access}
         self._guards: dict[Access, Guard] = {
@@ -99,7 +101,8 @@ class Database:
         }
         self._down_accesses: set[Access] = set()
         self._is_read_only = False
-        self._reason = "not looked at yet"
+        self.reason = "not looked at yet"
+        """What was last known to be wrong."""
         self._tuner: Tuner | None = None
         self._limits_until_s = 0.0
         self.too_many_total = 0
@@ -176,7 +179,7 @@ class Database:
                 guard=self._guards[access],
                 limiter=self._limiter,
                 jitter=self._jitter,
-                observe=self._observe,
+                observe=partial(self._observe, access),
             ),
         )
         self._pools[name] = pool
@@ -226,9 +229,15 @@ class Database:
             pools=tuple(pool.status() for pool in self._pools.values()),
         )
 
-    def is_answering(self) -> bool:
-        """Say whether a statement succeeded a moment ago."""
-        return self._clock.monotonic_s() - self._answered_s < ANSWERING_S
+    def wake(self) -> None:
+        """Have every pool that pauses after a failure try again."""
+        for pool in self._pools.values():
+            if pool.has_failed:
+                pool.wake()
+
+    def is_answering(self, access: Access) -> bool:
+        """Say whether a statement of a pool of this access succeeded a moment ago."""
+        return self._clock.monotonic_s() - self._answered_s[access] < ANSWERING_S
 
     def tune(self, plan: TuningPlan) -> None:
         """Have the size of a pool follow its load, within what the server has room for.
@@ -270,11 +279,14 @@ class Database:
             connect(None),
             clock=self._clock,
             timeout_s=self._pace.check_timeout_s,
-            answered_s=lambda each: self._answered_s if self._is_used(each) else 0.0,
+            answered_s=self._last_answer_s,
         )
 
-    def _is_used(self, host: Host) -> bool:
-        return host in {self._choice.writes, self._choice.reads}
+    def _last_answer_s(self, host: Host, access: Access | None) -> float:
+        """Return when a host last answered a statement, of any pool or of those of one access."""
+        homes = [each for each, home in self._homes.items() if home == host]
+        answers = [self._answered_s[each] for each in homes if access in {None, each}]
+        return max(answers, default=0.0)
 
     def _candidates(self, access: Access) -> Sequence[Host]:
         """Return the hosts in the order in which a pool should try them."""
@@ -283,16 +295,17 @@ class Database:
 
     # What the pools tell -------------------------------------------------------------------------
 
-    def _observe(self, slot: Slot, query: LoggedQuery) -> None:
+    def _observe(self, access: Access, slot: Slot, query: LoggedQuery) -> None:
         """Learn from a statement that has ended."""
         failure = query.exception
         self.operations.observe(query.elapsed)
         if failure is None:
-            self._answered_s = self._clock.monotonic_s()
+            self._answered_s[access] = self._clock.monotonic_s()
         self.slow.note(
             query.query,
             args=query.args,
-            wait_s=slot.take_wait_s(),
+            # The wait belongs to the first statement that does something.
+            wait_s=0.0 if query.query.startswith("BEGIN") else slot.take_wait_s(),
             run_s=query.elapsed,
             failed=failure_of(failure),
         )
@@ -308,10 +321,12 @@ class Database:
 
     def _judge(self, checks: Sequence[HostCheck]) -> float | None:
         """Draw the consequences of a round; return when to look again, if a breaker is open."""
-        former, self._choice = self._choice, choose(checks, self._choice)
+        self._choice = choose(checks, self._choice)
         chosen = {Access.WRITE: self._choice.writes, Access.READ: self._choice.reads}
-        self._is_read_only = self._choice.writes is None and self._choice.reads is not None
-        self._reason = "; ".join(f"{each.host}: {_said(each)}" for each in checks)
+        self._is_read_only = self._choice.writes is None and any(
+            check.says_read_only for check in checks
+        )
+        self.reason = "; ".join(map(_said, checks))
         for access, host in chosen.items():
             permit = self._permits.pop(access, None)
             if permit is None:
@@ -319,21 +334,23 @@ class Database:
             breaker = self._breakers[access]
             if host is not None:
                 breaker.succeeded(permit)
-            elif access is Access.WRITE and self._is_read_only:
-                breaker.failed(permit)
-                breaker.trip()  # it said so itself: there is nothing to make sure of
-            else:
-                breaker.failed(permit)
-        self._move(Access.WRITE, former.writes)
-        self._move(Access.READ, former.reads)
+                continue
+            breaker.failed(permit)
+            if access is Access.WRITE and self._is_read_only:
+                breaker.trip()
+        for access, host in chosen.items():
+            self._move(access, host)
         waits = [each.retry_after_s for each in self._breakers.values() if not each.is_closed]
+        if self._choice.writes is None and self._breakers[Access.WRITE].is_closed:
+            waits.append(self._pace.failing_period_s)
         return min(waits) if waits else None
 
-    def _move(self, access: Access, former: Host | None) -> None:
+    def _move(self, access: Access, present: Host | None) -> None:
         """Have the pools connect anew where they should, if that is somewhere else now."""
-        present = self._choice.writes if access is Access.WRITE else self._choice.reads
-        if present == former or present is None:
+        former = self._homes.get(access)
+        if present is None or present == former:
             return
+        self._homes[access] = present
         if former is not None:
             _log.warning(
                 "database.moved", database=self.name, access=access.value, to=str(present),
@@ -355,7 +372,7 @@ class Database:
         if access in self._down_accesses:
             return  # a probe goes out, or has failed: it is down as before
         self._down_accesses.add(access)
-        _log.error("database.down", database=self.name, access=access.value, reason=self._reason)
+        _log.error("database.down", database=self.name, access=access.value, reason=self.reason)
         for pool in self._pools_of(access):
             if access is Access.WRITE and self._is_read_only:
                 pool.expire()
@@ -366,7 +383,7 @@ class Database:
     def down(self, access: Access) -> DatabaseDown:
         """Return what callers of pools get while the breaker is open."""
         return DatabaseDown(
-            reason=self._reason,
+            reason=self.reason,
             retry_after_s=self._breakers[access].retry_after_s,
             access=access.value,
         )
@@ -396,8 +413,10 @@ class Database:
             await self._clock.sleep(WATCH_S)
             now = self._clock.monotonic_s()
             since_s = now - self._pace.stall_s
-            is_stalled = any(pool.is_stalled(since_s) for pool in self._pools.values())
-            if is_stalled and self._answered_s < since_s:
+            if any(
+                pool.is_stalled(since_s) and self._answered_s[pool.access] < since_s
+                for pool in self._pools.values()
+            ):
                 self.monitor.look()
             if self._tuner is not None:
                 if now >= self._limits_until_s:
@@ -429,21 +448,22 @@ class _Guard:
         return self._breaker.permit() if self._breaker.is_closed else None
 
     def opened(self, permit: Permit, /) -> None:
-        """Learn that connecting works."""
+        """Learn that connecting works, also for pools that pause because it did not."""
         self._breaker.succeeded(permit)
+        self._database.wake()
 
     def failed(self, permit: Permit, error: BaseException, /) -> None:
         """Learn that it does not; a server that says why is not lost."""
-        says_why = isinstance(error, TooManyConnections | DatabaseMisconfigured | SchemaMissing)
         if isinstance(error, TooManyConnections):
             self._database.too_many_total += 1
-        if says_why or not isinstance(error, DatabaseUnavailable):
+        if isinstance(error, SAYS_WHY) or not isinstance(error, DatabaseUnavailable):
             self._breaker.dropped(permit)
             return
         self._database.monitor.suspect()
-        if self._database.is_answering():
+        if self._database.is_answering(self._access):
             self._breaker.dropped(permit)  # connecting fails, what is connected works
         else:
+            self._database.reason = error.reason
             self._breaker.failed(permit)
 
     def lost(self, _error: BaseException | None, /) -> None:
@@ -452,7 +472,7 @@ class _Guard:
 
     def stalled(self) -> None:
         """Have the hosts looked at, unless statements are answered: then it is only slow."""
-        if not self._database.is_answering():
+        if not self._database.is_answering(self._access):
             self._database.monitor.suspect()
 
 
@@ -466,4 +486,6 @@ def _takes_writes(connection: Connection) -> bool:
 
 
 def _said(check: HostCheck) -> str:
-    return check.fault or check.state.value
+    """Say how a host is; most faults name it already."""
+    said, host = check.fault or check.state.value, str(check.host)
+    return said if host in said else f"{host}: {said}"

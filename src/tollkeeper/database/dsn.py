@@ -155,6 +155,8 @@ def _parameters(bare: str, query: str) -> dict[str, str]:
 
 def _hosts(parts: _Parts, parameters: dict[str, str]) -> tuple[Host, ...]:
     listed = parts.hosts.removeprefix("@")
+    if listed and ("host" in parameters or "port" in parameters):
+        raise _Fault("names its hosts in two places")
     if listed:
         return tuple(_host(spec, is_quoted=True) for spec in listed.split(","))
     ports = [_port(each) for each in _split(parameters.get("port", ""))]

@@ -4,6 +4,7 @@ DatabaseError
 ├── PoolTimeout               no connection became free before the deadline
 ├── PoolFull                  refused at once: too many wait, or it would take too long
 ├── NestedAcquire             a task that holds a connection waits for another one
+├── DatabaseBusy              a statement took too long, or met others that were faster
 ├── PoolClosed                the pool is draining or closed
 ├── DatabaseUnavailable       the server cannot be reached, or went away
 │   ├── DatabaseDown          it is known to be away: the circuit breaker is open
@@ -16,7 +17,7 @@ DatabaseError
 Whatever is a `DatabaseUnavailable` may be tried again later; no error shows a password.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tollkeeper.kernel.errors import TollkeeperError
 
@@ -32,10 +33,13 @@ class PoolTimeout(DatabaseError):
 
     waited_s: float
     size: int
+    reason: str | None = None
+    """Why none could be opened, where that is why."""
 
     def message(self) -> str:
-        """Say how long was waited for how many connections."""
-        return f"none of {self.size} database connections became free in {self.waited_s:g} s"
+        """Say how long was waited for how many connections, and what was in the way."""
+        said = f"none of {self.size} database connections became free in {self.waited_s:g} s"
+        return said if self.reason is None else f"{said}: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -81,6 +85,17 @@ class PoolClosed(DatabaseError):
 
 
 @dataclass(eq=False, kw_only=True)
+class DatabaseBusy(DatabaseError):
+    """The server is there and could not do it now: locks, time, memory or disk."""
+
+    reason: str
+
+    def message(self) -> str:
+        """Say what was in the way, in the server's words."""
+        return f"the database could not do it now: {self.reason}"
+
+
+@dataclass(eq=False, kw_only=True)
 class DatabaseUnavailable(DatabaseError):
     """The server cannot be reached, or went away."""
 
@@ -95,17 +110,15 @@ class DatabaseUnavailable(DatabaseError):
 class DatabaseDown(DatabaseUnavailable):
     """The server was lost and is not asked again before `retry_after_s` are over."""
 
-    retry_after_s: float
+    retry_after_s: float = field(repr=False)
+    """Not shown: what is said twice must be recognised as the same."""
     access: str
     """What was asked for: `read` or `write`."""
     reason: str = "it was lost and has not come back"
 
     def message(self) -> str:
-        """Say for what it is down, and when it is worth to ask again."""
-        return (
-            f"the database is down for {self.access}s: {self.reason}; "
-            f"again in {max(self.retry_after_s, 0.0):.3g} s"
-        )
+        """Say for what it is down, and why."""
+        return f"the database is down for {self.access}s: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -6,12 +6,13 @@ table; a host that answers and cannot do that is not a primary. What follows fro
 is decided by others (`roles.py`, `database.py`): this paces the rounds.
 
 A check that takes too long proves nothing while the host's statements are answered: then the host
-keeps its state, and is suspect.
+keeps its state, and is suspect. For the write that a check makes, those of pools for writes count
+only: where commits wait for a synchronous standby that is gone, reads are answered as ever.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
@@ -25,7 +26,7 @@ from tollkeeper.database.errors import DatabaseUnavailable, SchemaMissing
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.roles import HostCheck
-from tollkeeper.database.status import Health, HostState, Probe
+from tollkeeper.database.status import Access, Health, HostState, Probe
 from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.clock import Clock
 
@@ -60,7 +61,7 @@ class Pace:
     """Between two rounds after something went wrong, for `suspect_for_s`."""
     suspect_for_s: float = 30.0
     failing_period_s: float = 0.5
-    """Until the next round after one in which nobody answered, while the breaker is closed."""
+    """Until the next round after one that found no primary, while the breaker is closed."""
     check_timeout_s: float = 2.0
     """A host that has not answered by then counts as not answering."""
     stall_s: float = 2.0
@@ -81,7 +82,7 @@ class HostProbe:
         *,
         clock: Clock,
         timeout_s: float,
-        answered_s: Callable[[Host], float],
+        answered_s: Callable[[Host, Access | None], float],
     ) -> None:
         self.host = host
         self.last = HostCheck(host=host, state=HostState.UNKNOWN)
@@ -92,17 +93,19 @@ class HostProbe:
         self._timeout_s = timeout_s
         self._answered_s = answered_s
         self._connection: Connection | None = None
+        self._is_writing = False
         self._queries = load_queries("tollkeeper.database")
 
     async def check(self) -> HostCheck:
         """Look at the host; every failure is a result."""
         began_s = self._clock.monotonic_s()
+        self._is_writing = False
         try:
             async with asyncio.timeout(self._timeout_s):
                 self.last = await self._check()
         except TimeoutError:
             self._drop()
-            self.last = self._unanswered(began_s)
+            self.last = self._unwritten(began_s) if self._is_writing else self._silent(began_s)
         except (
             DatabaseUnavailable,
             OSError,
@@ -168,43 +171,40 @@ class HostProbe:
             latency_s=self._clock.monotonic_s() - began_s,
             lag_s=row["lag_s"],
             probe=probe,
+            says_read_only=row["in_recovery"] or row["read_only"],
             version=f"{version.major}.{version.micro}",
             fault=fault,
         )
 
     async def _probe(self, connection: Connection, row: Row) -> tuple[Probe, str | None]:
-        """Write to the one-row table; who waits for nobody's lock cannot be kept waiting."""
+        """Write to the one-row table, or to the log alone; nobody's lock is waited for."""
         if row["in_recovery"] or row["read_only"]:
             return Probe.SKIPPED, None
-        try:
-            written = await connection.fetchrow(self._queries["probe_write"])
-        except asyncpg.PostgresError as error:
-            if is_schema_missing(error):
-                return Probe.MISSING, None
-            if is_connection_lost(error):
-                raise
-            fault = f"it refuses to write: {error}"
-            cannot_write = (error.sqlstate or "").startswith(CANNOT_WRITE_STATES)
-            return (Probe.FAILED if cannot_write else Probe.MISSING), fault
-        assert written is not None
-        if not written["rows"]:
-            return Probe.MISSING, None
-        return (Probe.WRITTEN if written["written"] else Probe.SKIPPED), None
+        self._is_writing = True
+        probe, fault = await _write(connection, self._queries["probe_write"])
+        if probe in {Probe.SKIPPED, Probe.MISSING}:
+            # Somebody holds the row, perhaps a check whose commit never ends: that must not pass
+            # for a write. Nor must a database that is not migrated.
+            logged, failure = await _write(connection, self._queries["write_elsewhere"])
+            return (logged, failure) if logged is Probe.FAILED else (probe, fault)
+        return probe, fault
 
-    def _unanswered(self, began_s: float) -> HostCheck:
-        if self._answered_s(self.host) >= began_s and self.last.state is not HostState.UNKNOWN:
-            fault = f"the check took longer than {self._timeout_s:g} s; statements are answered"
-            return HostCheck(
-                host=self.host,
-                state=self.last.state,
-                timeline=self.last.timeline,
-                lag_s=self.last.lag_s,
-                probe=self.last.probe,
-                version=self.last.version,
-                fault=fault,
-            )
+    def _silent(self, began_s: float) -> HostCheck:
+        """Judge a host that said nothing in time: a busy one is slow to everybody."""
+        if self._answered_s(self.host, None) >= began_s:
+            fault = f"a check took longer than {self._timeout_s:g} s; statements are answered"
+            return replace(self.last, latency_s=None, fault=fault)
         fault = f"no answer in {self._timeout_s:g} s"
         return HostCheck(host=self.host, state=HostState.OFFLINE, fault=fault)
+
+    def _unwritten(self, began_s: float) -> HostCheck:
+        """Judge a host that answered, and did not finish a write in time."""
+        if self._answered_s(self.host, Access.WRITE) >= began_s:
+            fault = f"a write took longer than {self._timeout_s:g} s; others are finished"
+            return replace(self.last, latency_s=None, fault=fault)
+        fault = f"a write was not finished in {self._timeout_s:g} s"
+        state = HostState.READ_ONLY
+        return HostCheck(host=self.host, state=state, probe=Probe.FAILED, fault=fault)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -278,8 +278,6 @@ class HealthMonitor:
         is_failing = any(check.fault for check in checks)
         is_suspect = self._clock.monotonic_s() < self._suspect_until_s
         self.health = Health.SUSPECT if is_failing or is_suspect else Health.HEALTHY
-        if all(check.state is HostState.OFFLINE for check in checks):
-            return self._pace.failing_period_s
         is_well = self.health is Health.HEALTHY
         period_s = self._pace.period_s if is_well else self._pace.suspect_period_s
         return period_s * (1.0 + JITTER * (2.0 * self._jitter() - 1.0))
@@ -301,3 +299,20 @@ def _state_of(row: Row, probe: Probe) -> HostState:
     if row["read_only"] or probe is Probe.FAILED:
         return HostState.READ_ONLY
     return HostState.PRIMARY
+
+
+async def _write(connection: Connection, query: str) -> tuple[Probe, str | None]:
+    try:
+        written = await connection.fetchrow(query)
+    except asyncpg.PostgresError as error:
+        if is_connection_lost(error):
+            raise
+        if is_schema_missing(error):
+            return Probe.MISSING, None
+        fault = f"it refuses to write: {error}"
+        cannot_write = (error.sqlstate or "").startswith(CANNOT_WRITE_STATES)
+        return (Probe.FAILED if cannot_write else Probe.MISSING), fault
+    assert written is not None
+    if not written["rows"]:
+        return Probe.MISSING, None
+    return (Probe.WRITTEN if written["written"] else Probe.SKIPPED), None

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tollkeeper.database.driver import Connection, LoggedQuery
-from tollkeeper.database.errors import DatabaseUnavailable
+from tollkeeper.database.errors import (
+    DatabaseMisconfigured,
+    DatabaseUnavailable,
+    SchemaMissing,
+    TooManyConnections,
+)
 from tollkeeper.database.slot import Slot
 from tollkeeper.kernel.breaker import Permit
 from tollkeeper.kernel.clock import Clock
@@ -30,6 +35,10 @@ PAUSE_FIRST_S = 0.1
 
 PAUSE_CEILING_S = 2.0
 """Longest pause: a server that is back is found within it, breaker or not."""
+
+
+SAYS_WHY = TooManyConnections, DatabaseMisconfigured, SchemaMissing
+"""Failures of connecting that come from a server that is there: it is not lost."""
 
 
 class Guard(Protocol):
@@ -97,6 +106,17 @@ class Ties:
     """Told of each statement that has ended."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """One connection on its way."""
+
+    generation: int
+    has_company: bool
+    """Whether there were other connections when it began."""
+    began_s: float
+    permit: Permit | None
+
+
 class Opener:
     """The attempts of one pool to open connections; tells the pool how each ended."""
 
@@ -112,12 +132,14 @@ class Opener:
         self._guard = ties.guard
         self._limiter = ties.limiter
         self._clock = clock
-        # Each attempt: whether there were other connections when it began, when that was.
-        self._attempts: dict[asyncio.Future[Connection], tuple[bool, float, Permit | None]] = {}
+        self._attempts: dict[asyncio.Future[Connection], _Attempt] = {}
         self._pause: asyncio.TimerHandle | None = None
         self._pause_s = PAUSE_FIRST_S
-        self.opened: Callable[[Connection, float], None] = _unheard
-        """Told of each connection, and how many seconds it took."""
+        self.failure: BaseException | None = None
+        """Why the last attempt failed; None when it did not."""
+        self._is_last_word = False
+        self.opened: Callable[[Connection, float, int], None] = _unheard
+        """Told of each connection, how many seconds it took, and of which generation it is."""
         self.failed: Callable[[BaseException, bool], None] = _unheard
         """Told of each failure, and whether there was another connection when it began."""
         self.rested: Callable[[], None] = _unheard
@@ -127,11 +149,11 @@ class Opener:
         return len(self._attempts)
 
     @property
-    def is_resting(self) -> bool:
-        """Whether a pause is on."""
-        return self._pause is not None
+    def is_hopeless(self) -> bool:
+        """Whether the server said why it opens nothing, when nothing else was open, just now."""
+        return self._is_last_word and self._pause is not None and not self._attempts
 
-    def open(self, *, has_company: bool) -> bool:
+    def open(self, *, generation: int, has_company: bool) -> bool:
         """Begin to open a connection; False when it is not the time, and `rested` will tell."""
         if self._pause is not None:
             return False
@@ -143,7 +165,9 @@ class Opener:
             self._rest(delay_s)
             return False
         attempt = asyncio.ensure_future(self._connect())
-        self._attempts[attempt] = (has_company, self._clock.monotonic_s(), permit)
+        self._attempts[attempt] = _Attempt(
+            generation, has_company, self._clock.monotonic_s(), permit
+        )
         attempt.add_done_callback(self._ended)
         return True
 
@@ -154,13 +178,17 @@ class Opener:
             self._pause.cancel()
             self._end_rest()
 
-    def shut(self) -> None:
+    def abandon(self) -> None:
         """Give up on all attempts; each still ends by itself."""
+        for attempt in self._attempts:
+            attempt.cancel()
+
+    def shut(self) -> None:
+        """Give up on all attempts, and begin none after a pause."""
         if self._pause is not None:
             self._pause.cancel()
             self._pause = None
-        for attempt in self._attempts:
-            attempt.cancel()
+        self.abandon()
 
     async def ended(self) -> None:
         """Return when no attempt is under way."""
@@ -168,19 +196,23 @@ class Opener:
             await asyncio.wait(self._attempts)
 
     def _ended(self, attempt: asyncio.Future[Connection]) -> None:
-        had_company, began_s, permit = self._attempts.pop(attempt)
+        was = self._attempts.pop(attempt)
+        permit = was.permit
         failure = asyncio.CancelledError() if attempt.cancelled() else attempt.exception()
         if failure is None:
-            self._pause_s = PAUSE_FIRST_S
+            self._pause_s, self.failure, self._is_last_word = PAUSE_FIRST_S, None, False
             if self._guard is not None and permit is not None:
                 self._guard.opened(permit)
-            self.opened(attempt.result(), self._clock.monotonic_s() - began_s)
+            took_s = self._clock.monotonic_s() - was.began_s
+            self.opened(attempt.result(), took_s, was.generation)
             return
         if not isinstance(failure, asyncio.CancelledError):
+            self.failure = failure
+            self._is_last_word = isinstance(failure, SAYS_WHY) and not was.has_company
             self._rest(self._next_pause_s())
         if self._guard is not None and permit is not None:
             self._guard.failed(permit, failure)
-        self.failed(failure, had_company)
+        self.failed(failure, was.has_company)
 
     def _next_pause_s(self) -> float:
         """Return the next pause: anything from the first to three times the last, decorrelated."""

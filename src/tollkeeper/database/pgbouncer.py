@@ -45,6 +45,7 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has
         self._opening = " ".join(commands)
 
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str:
+        self._check_open()
         if self._top_xact is not None and not self.is_in_transaction():
             return await self._begin_driver_s(query, timeout)
         async with self._unit_of_work(timeout):
@@ -101,6 +102,7 @@ class PooledConnection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has
     @contextlib.asynccontextmanager
     async def _unit_of_work(self, timeout: float | None) -> AsyncIterator[None]:
         """Be inside of a unit of work: the one that is open, or else one of its own."""
+        self._check_open()
         if self._is_left_open:
             raise asyncpg.InterfaceError("a unit of work was left open: close the connection")
         if self.is_in_transaction():

@@ -19,7 +19,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from tollkeeper.database.connect import (
     close_gently,
@@ -39,6 +39,7 @@ from tollkeeper.database.errors import (
 )
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.lease import Lease
+from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.line import Line
 from tollkeeper.database.opening import Opener, Ties
 from tollkeeper.database.slot import Holders, Slot
@@ -50,27 +51,6 @@ CLOSE_TIMEOUT_S = 2.0
 
 LIFETIME_JITTER = 0.2
 """Share of the lifetime that is taken off at random: connections do not all end together."""
-
-REPORT_HELD_S = 30.0
-"""Who holds a connection longer is reported, unless it is expected to."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PoolLimits:
-    """Bounds of a pool beside its size. Durations are seconds."""
-
-    acquire_timeout_s: float = 5.0
-    """How long an acquire waits unless it, or its request, says less."""
-    max_waiting: int = 10_000
-    """Who would wait behind so many is refused at once."""
-    lifetime_s: float = 3_600.0
-    """A connection is replaced at this age, less the jitter."""
-    idle_s: float = 300.0
-    """A connection above the minimum that was idle so long is closed."""
-    report_held_s: float = REPORT_HELD_S
-    """Who holds a connection longer is reported, once."""
-    tick_s: float = 1.0
-    """How often ages are looked at."""
 
 
 class Pool:
@@ -108,6 +88,7 @@ class Pool:
             give_back=lambda slot: self._take_back(slot, discard=False),
             timed_out=self._timed_out,
         )
+        self.wait_times = self._line.wait_times
         self._idle: deque[Slot] = deque()  # the most recently used at the right end
         self._held: dict[Connection, Slot] = {}
         self._holders = Holders(name)
@@ -172,6 +153,7 @@ class Pool:
             DatabaseUnavailable: the connection was lost inside the block (and as `acquire` does).
             ReadOnlyServer: the server no longer takes writes.
             SchemaMissing: a statement named what is not there (and as `acquire` does).
+            DatabaseBusy: a statement took too long, or met others that were faster.
         """
         return Lease(self.acquire, timeout_s, self._end_lease)
 
@@ -190,7 +172,7 @@ class Pool:
         """
         if generation is not None and generation != self._generation:
             return False
-        self._generation += 1
+        self._begin_generation()
         while self._idle:
             self._retire(self._idle.popleft())
         self._settle()
@@ -201,17 +183,24 @@ class Pool:
 
         Holders learn of it as of any lost connection, and their outcomes are as open.
         """
-        self._generation += 1
-        for slot in (*self._idle, *self._held.values()):
-            self._lost_total += 1
-            slot.is_retired = True
-            slot.connection.terminate()
+        self._begin_generation()
+        self._lost_total += self._terminate_all()
         self._idle.clear()
         self._settle()
+
+    def _begin_generation(self) -> None:
+        """Let nothing that is on its way count as new: it may lead to where we just were."""
+        self._generation += 1
+        self._opener.abandon()
 
     def refuse_waiting(self, refusal: Callable[[], DatabaseError]) -> None:
         """Give everyone who waits an error of their own: the breaker has opened."""
         self._line.refuse_all(refusal)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt to open a connection failed."""
+        return self._opener.failure is not None
 
     def wake(self) -> None:
         """Open again without waiting for the pause to end: the breaker has closed."""
@@ -231,20 +220,13 @@ class Pool:
 
     async def close(self) -> None:
         """Hand out nothing more and hang up on every connection, held ones too."""
-        for slot in (*self._idle, *self._held.values()):
-            slot.is_retired = True
-            slot.connection.terminate()
+        self._terminate_all()
         self._shut()
         await self._finish()
 
     def is_stalled(self, since_s: float) -> bool:
         """Say whether somebody has held a connection since before `since_s`."""
         return any(slot.since_s < since_s for slot in self._held.values())
-
-    @property
-    def wait_times(self) -> Histogram:
-        """How long acquires waited, however they ended."""
-        return self._line.wait_times
 
     def status(self) -> PoolStatus:
         """Return the state and the totals."""
@@ -285,7 +267,9 @@ class Pool:
     def _timed_out(self, waited_s: float) -> PoolTimeout:
         if self._guard is not None:
             self._guard.stalled()
-        return PoolTimeout(waited_s=waited_s, size=self._size)
+        failure = None if self._kept() else self._opener.failure
+        reason = None if failure is None else str(failure)
+        return PoolTimeout(waited_s=waited_s, size=self._size, reason=reason)
 
     # Handing out and taking back -----------------------------------------------------------------
 
@@ -313,7 +297,7 @@ class Pool:
     def _take_idle(self) -> Slot | None:
         """Hold the idle connection that was used last, if it is still good."""
         slot = self._idle.pop()
-        if not slot.is_clean:  # the server closed it while it was idle
+        if not slot.is_clean:
             self._forget_lost(slot)
             return None
         self._hold(slot)
@@ -322,21 +306,24 @@ class Pool:
     def _hold(self, slot: Slot) -> None:
         self._held[slot.connection] = slot
         self._all_returned.clear()
-        slot.since_s = self._clock.monotonic_s()
-        slot.wait_s = 0.0
-        slot.is_told = False
+        slot.begin_hold(self._clock.monotonic_s())
+
+    def _unhold(self, slot: Slot) -> None:
+        del self._held[slot.connection]
+        if not self._held:
+            self._all_returned.set()
 
     def _take_back(self, slot: Slot, *, discard: bool) -> None:
         now = self._clock.monotonic_s()
-        del self._held[slot.connection]
+        self._unhold(slot)
         self._holders.remove(slot)
         self.use_times.observe(now - slot.since_s)
         slot.since_s = now
-        if not self._held:
-            self._all_returned.set()
         self._line.note_return(now)
         is_over = slot.generation != self._generation or slot.expires_s <= now
-        if slot.connection.is_closed() and not slot.is_retired:
+        if slot.is_retired:
+            pass  # hung up on, and counted then
+        elif slot.connection.is_closed():
             self._forget_lost(slot)
         elif discard or is_over or not self._is_open or not slot.is_clean:
             self._retire(slot)
@@ -365,8 +352,12 @@ class Pool:
         while self._line and self._idle:
             self._hand_out()
         while self._may_open():
-            if not self._opener.open(has_company=bool(self._held or self._closing)):
+            has_company = bool(self._held or self._closing)
+            if not self._opener.open(generation=self._generation, has_company=has_company):
                 break
+        if self._line and self._opener.is_hopeless and not (self._held or self._closing):
+            assert self._opener.failure is not None
+            self._refuse_all(self._opener.failure)
         if self._tick is None and self._is_open and self._kept():
             loop = asyncio.get_running_loop()
             self._tick = loop.call_later(self._limits.tick_s, self._look_at_ages)
@@ -376,9 +367,7 @@ class Pool:
         if slot is None:
             return
         if not self._line.serve(slot):
-            del self._held[slot.connection]
-            if not self._held:
-                self._all_returned.set()
+            self._unhold(slot)
             self._idle.append(slot)
 
     # Opening and closing -------------------------------------------------------------------------
@@ -391,26 +380,28 @@ class Pool:
         is_wanted = len(self._line) > opening or kept < self._minimum
         return self._is_open and is_wanted and kept + len(self._closing) < self._size
 
-    def _opened(self, connection: Connection, took_s: float) -> None:
+    def _opened(self, connection: Connection, took_s: float, generation: int) -> None:
         self._opened_total += 1
         self.create_times.observe(took_s)
         now = self._clock.monotonic_s()
         lifetime_s = self._limits.lifetime_s * (1.0 - LIFETIME_JITTER * self._jitter())
-        slot = Slot(connection, generation=self._generation, expires_s=now + lifetime_s)
+        slot = Slot(connection, generation=generation, expires_s=now + lifetime_s)
         slot.since_s = now
         connection.add_termination_listener(lambda _: self._terminated(slot))
         if self._observe is not None:
             observe = self._observe
             connection.add_query_logger(lambda query: observe(slot, query))
-        if self._is_open:
+        if self._is_open and generation == self._generation:
             self._idle.append(slot)
         else:
             self._retire(slot)
         self._settle()
 
     def _open_failed(self, failure: BaseException, had_company: bool) -> None:
-        if not isinstance(failure, asyncio.CancelledError):
-            self._failed_opens_total += 1
+        if isinstance(failure, asyncio.CancelledError):
+            self._settle()  # given up with its generation: whoever waits is served by another
+            return
+        self._failed_opens_total += 1
         # Company may serve who waits, or make room at the server, or has just made it: only an
         # open that was refused while it was alone is the last word.
         if not (self._held or self._opener or self._closing or had_company):
@@ -456,6 +447,14 @@ class Pool:
         task = asyncio.ensure_future(close_gently(slot.connection, CLOSE_TIMEOUT_S))
         self._closing.add(task)
         task.add_done_callback(self._closed)
+
+    def _terminate_all(self) -> int:
+        """Hang up on every connection; return how many there were."""
+        slots = [*self._idle, *self._held.values()]
+        for slot in slots:
+            slot.is_retired = True
+            slot.connection.terminate()
+        return len(slots)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._closing.discard(task)

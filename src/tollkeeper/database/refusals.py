@@ -31,6 +31,10 @@ CONNECTING_ERRORS: Final = (
 TOO_MANY_CONNECTIONS: Final = "53300"
 _BAD_VALUE: Final = "22023"
 _NO_SUCH_DATABASE: Final = "3D000"
+_NOT_AS_CONFIGURED: Final = frozenset({"42704", "22023", "42501", "55000"})
+"""A setting that there is not, or not with this value (also a parameter of the DSN that the driver
+passes on); no right to connect, or to act as our role; a database that takes no connections."""
+
 _NOT_LET_IN: Final = frozenset({"28P01", "28000"})
 """A wrong password; no such user, not allowed to log in, or not from here."""
 
@@ -41,7 +45,7 @@ _BY_POOLER: Final = {
     "no such database": _POOLER_SAYS,
     "no such user": _POOLER_SAYS,
     "bouncer config error": _POOLER_SAYS,
-    "login failed": _POOLER_SAYS,
+    "authentication failed": _POOLER_SAYS,
 }
 """PgBouncer has one SQLSTATE (08P01) for whatever it says itself: its words are told apart."""
 
@@ -100,7 +104,7 @@ def _of_network(error: OSError, where: str) -> DatabaseError:
 
 def _of_server(error: asyncpg.PostgresError, where: str, role: str | None) -> DatabaseError:
     kind: type[DatabaseUnavailable] = DatabaseUnavailable
-    said, state = str(error) or type(error).__name__, error.sqlstate or ""
+    said, state = error.message or type(error).__name__, error.sqlstate or ""
     reason = said
     pooler_s = next((text for sign, text in _BY_POOLER.items() if sign in said), None)
     if state == _BAD_VALUE and role is not None and f'"{role}"' in said:
@@ -116,6 +120,8 @@ def _of_server(error: asyncpg.PostgresError, where: str, role: str | None) -> Da
         reason = f"{said}: create it with createdb, or correct its name."
     elif pooler_s is not None:
         kind, reason = DatabaseMisconfigured, pooler_s.format(said=said)
+    elif state in _NOT_AS_CONFIGURED:
+        kind, reason = DatabaseMisconfigured, f"{where} refuses the connection: {said}."
     return kind(reason=reason)
 
 
@@ -123,8 +129,8 @@ def _of_dsn(error: Exception, where: str) -> DatabaseError:
     if isinstance(error, UnicodeError):  # a name with an empty or endless part
         return _unknown_host(where)
     return DatabaseMisconfigured(
-        reason="the DSN cannot be understood (special characters of a password must be "
-        "percent-encoded)."
+        reason="the DSN cannot be understood: a parameter has a value that there is not, or "
+        "special characters of a password are not percent-encoded."
     )
 
 

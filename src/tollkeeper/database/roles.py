@@ -26,6 +26,8 @@ class HostCheck:
     lag_s: float | None = None
     probe: Probe = Probe.SKIPPED
     version: str | None = None
+    says_read_only: bool = False
+    """It said itself that it takes no writes: there is nothing to make sure of."""
     fault: str | None = None
 
 

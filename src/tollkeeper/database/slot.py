@@ -25,6 +25,7 @@ class Slot:
     __slots__ = (
         "connection",
         "expires_s",
+        "former_wait_s",
         "generation",
         "is_retired",
         "is_told",
@@ -41,6 +42,8 @@ class Slot:
         """Since when it is idle, or held."""
         self.wait_s = 0.0
         """How long its holder waited for it; taken by the holder's first statement."""
+        self.former_wait_s = 0.0
+        """The same of the holder before, until its last statement has been told of."""
         self.task: asyncio.Task[object] | None = None
         self.is_told = False
         self.is_retired = False
@@ -50,10 +53,28 @@ class Slot:
         """Whether it can be used again: open, and not inside a database transaction."""
         return not self.connection.is_closed() and not self.connection.is_in_transaction()
 
+    def begin_hold(self, now_s: float) -> None:
+        """Note a new holder.
+
+        The driver tells of a statement a moment after its end: then its holder may have given the
+        connection back, and the next may have it.
+        """
+        if self.wait_s:
+            self.former_wait_s, self.wait_s = self.wait_s, 0.0
+            asyncio.get_running_loop().call_soon(self._forget_former)
+        self.since_s = now_s
+        self.is_told = False
+
     def take_wait_s(self) -> float:
-        """Return how long the holder waited, once."""
-        wait_s, self.wait_s = self.wait_s, 0.0
+        """Return, once, how long the holder waited whose statement has ended."""
+        if self.former_wait_s:
+            wait_s, self.former_wait_s = self.former_wait_s, 0.0
+        else:
+            wait_s, self.wait_s = self.wait_s, 0.0
         return wait_s
+
+    def _forget_former(self) -> None:
+        self.former_wait_s = 0.0
 
 
 class Holders:

@@ -13,7 +13,7 @@ from datetime import datetime
 import structlog
 
 from tollkeeper.database.statements import (
-    MAX_LENGTH,
+    MAX_READ,
     fingerprint_of,
     normalised,
     parameter_types,
@@ -38,7 +38,7 @@ LINES_PER_PERIOD = 20
 """Most lines in that time, however many statements there are."""
 
 _TEXTS = 256
-"""Texts whose shown form is remembered: services have fewer, and showing one takes 0.1 ms."""
+"""Texts whose shown form is remembered: services have fewer; showing one takes a millisecond."""
 
 _log = structlog.get_logger(__name__)
 
@@ -174,7 +174,7 @@ class SlowQueries:
         # A name in quotes may look like a card number or a key; a shown statement goes everywhere.
         shown = masked_text(normalised(statement))
         found = (shown, fingerprint_of(shown))
-        if len(statement) <= MAX_LENGTH:
+        if len(statement) <= MAX_READ:
             if len(self._texts) >= _TEXTS:
                 self._texts.clear()
             self._texts[statement] = found

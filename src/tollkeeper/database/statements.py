@@ -17,7 +17,7 @@ MAX_LENGTH: Final = 2_000
 """Characters of a shown statement; one that was cut ends in `CUT`."""
 
 MAX_READ: Final = 10_000
-"""Characters of a statement that are looked at, which takes 4 ms."""
+"""Characters of a statement that are looked at: 4 to 14 ms."""
 
 MAX_NAME: Final = 63
 """PostgreSQL's names are no longer, so what is longer is none."""
@@ -61,6 +61,11 @@ _DOUBTFUL = re.compile(r"(?<!\\)(?:\\\\)*+\\'")
 
 _NAME = re.compile(r"[^\W\d][\w$]*")
 _SIGNED_AFTER = frozenset({"", "(", "[", ",", "=", "<", ">", "*", "/", "+", "-", "|"})
+_SETTING = re.compile(
+    r"(SET (?:(?:LOCAL|SESSION) )?(?:TIME ZONE|[\w.]+ ?(?:TO|=)))\s?\S.*", re.IGNORECASE
+)
+"""A setting's value may be a bare word."""
+
 _VALUES_IN_SHAPES = frozenset({"NULL", "TRUE", "FALSE", "DEFAULT"})
 
 
@@ -76,7 +81,9 @@ def normalised(sql: str) -> str:
         if kind == "number":
             text.drop_sign(is_spaced=is_spaced)
         text.add(token, is_spaced=is_spaced)
-    return text.shown(is_cut=is_cut)
+    shown = text.shown(is_cut=is_cut)
+    setting = _SETTING.fullmatch(shown)
+    return shown if setting is None else f"{setting[1]} ?"
 
 
 def fingerprint_of(shown: str) -> str:

@@ -44,7 +44,8 @@ class Probe(StrEnum):
 
     WRITTEN = "written"
     SKIPPED = "skipped"
-    """Another process was writing it at this moment, or the host is a standby."""
+    """Another process was writing it at this moment, so the check wrote to the log alone; or the
+    host is a standby."""
     MISSING = "missing"
     """The table is not there yet: not migrated."""
     FAILED = "failed"
@@ -135,7 +136,7 @@ class DatabaseStatus:
     health: Health
     checked_at: datetime | None
     budget: int | None
-    """Most connections this process may open there, as the server's settings allow."""
+    """Most connections the tuned pool may have, as the server's settings allow."""
     tuning: str | None = None
     """Why the tuned pool has its size: what the last window showed."""
     hosts: tuple[HostStatus, ...]

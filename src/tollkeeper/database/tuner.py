@@ -42,6 +42,8 @@ class TuningPlan:
     """Processes that share the server, at their most."""
     others: int
     """Connections that this process keeps beside the pool."""
+    spare: int
+    """Connections of the server that are left to other programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Tuner:
         plan = self._plan
         allowed = budget_of(
             max_connections=max_connections,
-            reserved=reserved,
+            reserved=reserved + plan.spare,
             replicas=plan.replicas,
             others=plan.others,
             minimum=plan.least,
@@ -105,7 +107,10 @@ class Tuner:
         """Take a sample; at the end of a window, decide and resize."""
         status = self._pool.status()
         self._idle.append(status.size - status.in_use)
-        if now_s - self._began_s < WINDOW_S or self.budget is None:
+        if now_s - self._began_s < WINDOW_S:
+            return
+        if self.budget is None:  # the server could not be asked: nothing is decided on its outage
+            self._began_s, self._idle, self._before = now_s, [], self._totals()
             return
         window = self._window(now_s, status.size)
         limits = TuningLimits(minimum=min(self._plan.floor, self.budget), budget=self.budget)

@@ -119,7 +119,7 @@ class History:
     """When the size last went that way."""
     waiting_windows: int = 0
     idle_windows: int = 0
-    """Windows in a row, since the last change, in which the rule asked for more, for fewer."""
+    """Windows in a row in which the rule asked for more, for fewer."""
     turn_down_s: float = TURN_DOWN_S
     frozen_until_s: float | None = None
     freeze_s: float = FREEZE_S
@@ -339,8 +339,5 @@ def _kept(window: Window, seen: History, reason: Reason, detail: str) -> Decisio
 
 
 def _changed(window: Window, seen: History, *, size: int, reason: Reason, detail: str) -> Decision:
-    """Return the new size; evidence of the old one counts no more."""
-    if size == window.size:
-        return _kept(window, seen, reason, detail)
-    fresh = replace(seen, changed_at_s=window.at_s, waiting_windows=0, idle_windows=0)
-    return Decision(size=size, reason=reason, detail=detail, history=fresh)
+    after = replace(seen, changed_at_s=window.at_s)
+    return Decision(size=size, reason=reason, detail=detail, history=after)

@@ -143,7 +143,7 @@ class Breaker:
         self._open_s = rules.open_s if self.is_closed else doubled_s
         self._until_s = at_s + self._open_s * (1.0 + rules.jitter * self._jitter())
         self._in_force = None
-        self.opened_total += 1
+        self.opened_total += self.is_closed  # a probe that failed opens nothing that was closed
         self._enter(BreakerState.OPEN)
 
     def _enter(self, state: BreakerState) -> None:

@@ -95,7 +95,10 @@ class DatabaseView(msgspec.Struct):
     checked_at: Moment | None
     budget: Annotated[
         int | None,
-        Meta(description="most connections this process may open, as the server allows"),
+        Meta(description="most connections the tuned pool may have, as the server allows"),
+    ]
+    tuning: Annotated[
+        str | None, Meta(description="why the tuned pool has its size, as the last window showed")
     ]
     hosts: list[HostView]
     breakers: list[BreakerView]

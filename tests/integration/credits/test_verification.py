@@ -14,8 +14,13 @@ from tests.ledger import Ledger, held_by, opening, running_ledger, topup, words
 from tollkeeper.credits import requests, verifier
 from tollkeeper.credits.errors import InvalidRequest
 from tollkeeper.credits.model import Fault, Kind, Posted
+from tollkeeper.credits.store import SESSION_SETTINGS
+from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection, Row
+from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.ids import AccountId, TenantId, shard_of
+from tollkeeper.wiring import CREDITS_ROLE
 
 ANN, BOB, CLEO = AccountId("ann"), AccountId("bob"), AccountId("cleo")
 OTHERS_SHARD = 255 - shard_of(ANN)
@@ -310,3 +315,25 @@ async def _settle(ledger: Ledger, rounds: int) -> None:
 async def _watch(ledger: Ledger) -> None:
     for _ in range(40):
         assert [] == await faults_of(ledger)
+
+
+async def test_walk_takes_longer_than_the_drivers_limit_on_other_statements(
+    full: Ledger, forger: Connection, credits_dsn: str
+) -> None:
+    """One chain may have millions of rows; here each row takes as long as a statement may."""
+    await forger.execute("ALTER TABLE credit_transactions RENAME TO kept")
+    await forger.execute(
+        "CREATE VIEW credit_transactions AS"
+        " SELECT kept.* FROM kept CROSS JOIN LATERAL (SELECT pg_sleep(0.05), kept.sequence) AS s"
+    )
+    await forger.execute("GRANT SELECT ON credit_transactions TO tollkeeper_credits")
+    connect = connector(
+        credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, command_timeout_s=0.25
+    )
+    pool = Pool(connect, size=1, clock=SystemClock())
+
+    found = await verifier.LedgerVerifier(pool).verify(None, None, after=None)
+
+    assert () == found.faults
+    assert found.transactions > 5
+    await pool.close()

@@ -20,11 +20,14 @@ from tollkeeper.database.connect import (
 )
 from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     SchemaMissing,
     TooManyConnections,
 )
+from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 
 
@@ -336,3 +339,39 @@ async def test_our_own_mistakes_are_not_retryable() -> None:
     assert not is_retryable(ValueError("no"))
     assert not is_retryable(TimeoutError())
     assert not is_retryable(asyncio.CancelledError())
+
+
+@pytest.mark.parametrize("query", ["sslmod=require", "statement_timeout=abc", "connect_timeout=3"])
+async def test_parameter_that_the_server_refuses_is_bad_configuration(
+    empty_dsn: str, query: str
+) -> None:
+    with pytest.raises(DatabaseMisconfigured) as caught:
+        await connector(f"{empty_dsn}&{query}")()
+
+    assert "refuses the connection" in str(caught.value)
+    assert query.partition("=")[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT pg_sleep(600)", "statement timeout"),
+        ("LOCK TABLE held", "lock timeout"),
+    ],
+)
+async def test_what_the_server_had_no_time_for_is_busy_and_may_be_tried_again(
+    empty_dsn: str, statement: str, expected: str
+) -> None:
+    owner = await connector(empty_dsn)()
+    await owner.execute("CREATE TABLE held ()")
+    settings = {"statement_timeout": "300ms", "lock_timeout": "50ms"}
+    pool = Pool(connector(empty_dsn, settings=settings), size=1, clock=SystemClock())
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE held")
+        with pytest.raises(DatabaseBusy, match=expected) as caught:
+            async with pool.connection() as connection, connection.transaction():
+                await connection.execute(statement)
+
+    assert is_retryable(caught.value)
+    await pool.close()
+    await owner.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.replication import Pair, ask, folder_of, replicated_pair
-from tests.supervised import Client, eventually, more, running, supervised
+from tests.supervised import QUICK, Client, eventually, more, running, supervised
 
 from tollkeeper.database.errors import (
     DatabaseDown,
@@ -20,6 +20,10 @@ from tollkeeper.kernel.breaker import BreakerState
 
 WRITE = "INSERT INTO marks DEFAULT VALUES"
 READ = "SELECT count(*) FROM marks"
+PROBE = """
+CREATE TABLE health_probe (only_row boolean PRIMARY KEY, probed_at timestamptz);
+INSERT INTO health_probe VALUES (true, now())
+"""
 
 
 @pytest.fixture
@@ -141,6 +145,28 @@ async def test_without_a_primary_reads_go_on_at_the_standby_and_writes_are_refus
     assert [HostState.OFFLINE, HostState.STANDBY] == [host.state for host in status.hosts]
     assert status.hosts[1].is_reads
     assert folder_of(pair.first) in (status.hosts[0].fault or "")
+
+
+async def test_commits_that_wait_for_a_standby_that_is_gone_stop_the_writes_alone(
+    pair: Pair,
+) -> None:
+    """Reads are answered as ever: only what writes can tell that writes hang."""
+    await ask(pair.first, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await ask(pair.first, "SELECT pg_reload_conf()")
+    await ask(pair.first, PROBE)
+    async with supervised(pair.first.dsn("postgres"), pace=QUICK) as it:
+        writer, reader = Client(it.writes, WRITE), Client(it.reads, READ)
+        async with running(writer, reader):
+            await more(writer)
+            os.kill(pair.second.pid, signal.SIGKILL)
+            await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+            await more(reader)
+            fault = it.database.status().hosts[0].fault
+            await asyncio.to_thread(pair.second.restart)
+            await more(writer)
+
+    assert "a write was not finished in 0.5 s" == fault
+    assert [] == reader.failures
 
 
 async def test_hosts_say_their_role_version_and_lag(pair: Pair) -> None:

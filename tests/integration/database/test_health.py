@@ -22,7 +22,7 @@ def probe_of(dsn: str, *, role: str | None = None, answered_s: float = 0.0) -> H
         connector(dsn),
         clock=CLOCK,
         timeout_s=5.0,
-        answered_s=lambda _: answered_s,
+        answered_s=lambda _host, _access: answered_s,
     )
 
 
@@ -128,7 +128,7 @@ async def test_check_that_takes_too_long_keeps_the_state_while_statements_are_an
     """A busy server is slow to everybody: that is no reason to end what it is at."""
     for answered_s, state in (
         (CLOCK.monotonic_s() + 60, HostState.PRIMARY),
-        (0.0, HostState.OFFLINE),
+        (0.0, HostState.READ_ONLY),
     ):
         probe = probe_of(credits_dsn, answered_s=answered_s)
         await probe.check()
@@ -168,7 +168,6 @@ async def test_rounds_are_as_far_apart_as_the_last_one_allows() -> None:
     outcomes: dict[str, tuple[HostCheck, float | None]] = {
         "healthy": (HostCheck(host=HERE, state=HostState.PRIMARY), None),
         "suspect": (HostCheck(host=HERE, state=HostState.PRIMARY, fault="slow"), None),
-        "failing": (HostCheck(host=HERE, state=HostState.OFFLINE, fault="away"), None),
         "down": (HostCheck(host=HERE, state=HostState.OFFLINE, fault="away"), 1.25),
     }
     for name, (check, retry_s) in outcomes.items():
@@ -189,7 +188,6 @@ async def test_rounds_are_as_far_apart_as_the_last_one_allows() -> None:
     assert all(24 <= pause_s <= 36 for pause_s in pauses_s["healthy"])
     assert max(pauses_s["healthy"]) - min(pauses_s["healthy"]) > 6
     assert all(4 <= pause_s <= 6 for pause_s in pauses_s["suspect"])
-    assert [0.5] * 50 == pauses_s["failing"]
     assert [1.25] * 50 == pauses_s["down"]
 
 

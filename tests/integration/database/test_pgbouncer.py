@@ -8,10 +8,16 @@ import asyncpg
 import pytest
 from tests.pgbouncer import running_pgbouncer
 
-from tollkeeper.database.connect import close_gently, connector, is_too_many
+from tollkeeper.database.connect import (
+    close_gently,
+    connector,
+    is_connection_lost,
+    is_too_many,
+)
 from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseMisconfigured,
     DatabaseUnavailable,
     SchemaMissing,
@@ -222,12 +228,26 @@ async def test_cancelled_lone_statement_spoils_its_connection_and_no_other(
     assert 0 == await plain.fetchval("SELECT count(*) FROM noted")
 
 
+async def test_closed_connection_is_a_lost_one(connect: Connect) -> None:
+    ours = await connect()
+    async with ours.transaction():
+        pass
+    ours.terminate()
+    with pytest.raises(asyncpg.InterfaceError) as inside:
+        await ours.fetchval("SELECT 1")
+    with pytest.raises(asyncpg.InterfaceError) as after:
+        await ours.execute("SELECT 1")
+
+    assert is_connection_lost(inside.value)
+    assert is_connection_lost(after.value)
+
+
 async def test_pool_goes_on_after_statements_that_took_too_long(dsn: str) -> None:
     make = connector(dsn, role=ROLE, settings=SETTINGS, pooler=Pooler.PGBOUNCER)
     pool = Pool(make, size=1, clock=SystemClock())
     try:
         for _ in range(2):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(DatabaseBusy):
                 async with pool.connection() as connection:
                     await connection.fetchval("SELECT pg_sleep(60)", timeout=0.05)
         async with pool.connection() as connection:
@@ -303,6 +323,20 @@ async def test_full_pooler_is_a_server_without_connections(empty_dsn: str) -> No
 
     assert {TooManyConnections} == {type(each) for each in refused}
     assert all(is_too_many(each) for each in refused)
+
+
+async def test_what_the_pooler_refuses_itself_is_misconfigured(empty_dsn: str) -> None:
+    with running_pgbouncer(empty_dsn, server_connections=1, password="right") as dsn:
+        right, wrong = (dsn.replace("tollkeeper@", f"ann:{word}@") for word in ("right", "WR0NG"))
+        connection = await connector(right, pooler=Pooler.PGBOUNCER)()
+        await close_gently(connection, 5)
+        with pytest.raises(DatabaseMisconfigured) as password:
+            await connector(wrong, pooler=Pooler.PGBOUNCER)()
+        with pytest.raises(DatabaseMisconfigured) as database:
+            await connector(right.replace("?", "_missing?"), pooler=Pooler.PGBOUNCER)()
+
+    assert "the connection pooler says: SASL authentication failed." == str(password.value)
+    assert "no such database" in str(database.value)
 
 
 async def test_pooler_without_a_server_is_unavailable(empty_dsn: str) -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable, PoolClosed, PoolTimeout
-from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.errors import DatabaseBusy, DatabaseUnavailable, PoolClosed, PoolTimeout
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import SystemClock
 
 DEADLINE_S = 10.0
@@ -237,7 +238,7 @@ async def test_statement_of_a_cancelled_holder_stops_and_its_connection_is_not_r
 async def test_timeout_inside_a_block_discards_the_connection(make_pool: MakePool) -> None:
     pool = make_pool(1)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(DatabaseBusy):
         async with pool.connection() as connection:
             await connection.fetchval("SELECT pg_sleep(600)", timeout=0.01)
 

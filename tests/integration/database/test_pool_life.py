@@ -1,6 +1,7 @@
 """What a pool does by itself: keeps its minimum, replaces, expires, refuses early, and reports."""
 
 import asyncio
+import contextlib
 import random
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -12,14 +13,17 @@ from tollkeeper.database.connect import connector
 from tollkeeper.database.deadline import within
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
+    DatabaseBusy,
     DatabaseDown,
     DatabaseUnavailable,
     NestedAcquire,
     PoolFull,
     PoolTimeout,
+    SchemaMissing,
 )
+from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.opening import ConnectLimiter, Ties
-from tollkeeper.database.pool import Pool, PoolLimits
+from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.breaker import Permit
 from tollkeeper.kernel.clock import SystemClock
 
@@ -409,7 +413,7 @@ async def test_statement_that_ran_out_of_time_has_the_server_looked_at(make_pool
     gate = Gate()
     pool = make_pool(1, guard=gate)
 
-    with pytest.raises(TimeoutError):
+    with pytest.raises(DatabaseBusy):
         async with pool.connection() as connection:
             await connection.execute("SELECT pg_sleep(600)", timeout=0.01)
 
@@ -545,3 +549,79 @@ async def test_a_thousand_random_cancellations_leak_nothing_and_leave_nothing_di
 def test_minimum_above_the_size_is_refused(minimum: int) -> None:
     with pytest.raises(ValueError, match="minimum"):
         Pool(_never, size=2, minimum=minimum, clock=CLOCK)
+
+
+async def test_what_the_server_said_is_told_at_once_during_the_pause() -> None:
+    """A database that is not migrated says so to everybody, not to one caller every two seconds."""
+
+    async def refuse() -> Connection:
+        raise SchemaMissing(reason="no such role")
+
+    pool = Pool(refuse, size=2, clock=CLOCK)
+    for _ in range(3):
+        with pytest.raises(SchemaMissing, match="no such role"):
+            await pool.acquire(DEADLINE_S)
+
+    assert 1 == pool.status().failed_opens_total
+    await pool.close()
+
+
+async def test_deadline_that_passes_while_nothing_can_be_opened_says_why() -> None:
+    async def refuse() -> Connection:
+        raise DatabaseUnavailable(reason="nobody listens")
+
+    pool = Pool(refuse, size=1, clock=CLOCK)
+    with pytest.raises(DatabaseUnavailable):
+        await pool.acquire(DEADLINE_S)
+    with pytest.raises(PoolTimeout) as caught:
+        await pool.acquire(0.01)
+
+    assert "nobody listens" in str(caught.value)
+    await pool.close()
+
+
+async def test_connection_that_arrives_after_its_generation_ended_is_not_used(
+    empty_dsn: str,
+) -> None:
+    may_arrive = asyncio.Event()
+    began = 0
+
+    async def connect() -> Connection:
+        nonlocal began
+        began += 1
+        if began == 1:
+            with contextlib.suppress(asyncio.CancelledError):
+                await may_arrive.wait()
+        return await connector(empty_dsn)()
+
+    pool = Pool(connect, size=1, clock=CLOCK)
+    waiting = asyncio.create_task(ask(pool))
+    await eventually(lambda: pool.status().opening == 1)
+    pool.expire()
+    may_arrive.set()
+
+    assert await waiting == 1
+    assert (2, 1) == (pool.status().opened_total, pool.status().retired_total)
+    await pool.close()
+
+
+async def test_who_waits_for_a_connection_on_its_way_is_served_after_its_generation_ended(
+    empty_dsn: str,
+) -> None:
+    silent, began = asyncio.Event(), 0
+
+    async def connect() -> Connection:
+        nonlocal began
+        began += 1
+        if began == 1:
+            await silent.wait()  # a host that never answers
+        return await connector(empty_dsn)()
+
+    pool = Pool(connect, size=1, clock=CLOCK)
+    waiting = asyncio.create_task(ask(pool))
+    await eventually(lambda: pool.status().opening == 1)
+    pool.hang_up()
+
+    assert await waiting == 1
+    assert 0 == pool.status().failed_opens_total
+    await pool.close()

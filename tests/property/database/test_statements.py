@@ -53,12 +53,13 @@ TAILS = ("", "'open", "E'open\\'", "$$open", '"open', "/* open", "--open", "B'")
 pieces = st.lists(st.sampled_from(REST), max_size=6).map(" ".join)
 
 
-@given(before=pieces, literal=st.sampled_from(LITERALS), after=pieces, tail=st.sampled_from(TAILS))
-def test_a_value_is_not_shown(before: str, literal: str, after: str, tail: str) -> None:
-    shown = normalised(f"{before} {literal} {after} {tail}{SECRET if tail else ''}")
+@given(before=pieces, after=pieces, tail=st.sampled_from(TAILS))
+def test_a_value_is_not_shown(before: str, after: str, tail: str) -> None:
+    for literal in LITERALS:
+        shown = normalised(f"{before} {literal} {after} {tail}{SECRET if tail else ''}")
 
-    assert SECRET not in shown
-    assert NUMBER not in shown
+        assert SECRET not in shown, literal
+        assert NUMBER not in shown, literal
 
 
 ALPHABET = "'\"\\$?/*-+.,;:()[]=<>|&!@#^~%`{} \n\r\teEbBxXuUnN&ab_019é\u2018\u0660\x00\x85\ud800"

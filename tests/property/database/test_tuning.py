@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tollkeeper.database.tuning import (
@@ -81,6 +81,7 @@ def tuned(day: list[Stretch]) -> list[Seen]:
 
 
 @given(DAYS)
+@settings(max_examples=50)
 def test_the_size_is_within_its_bounds(day: list[Stretch]) -> None:
     assert all(
         limits.minimum <= decision.size <= min(MAXIMUM, limits.budget)
@@ -89,6 +90,7 @@ def test_the_size_is_within_its_bounds(day: list[Stretch]) -> None:
 
 
 @given(DAYS)
+@settings(max_examples=50)
 def test_the_reason_explains_the_change(day: list[Stretch]) -> None:
     for window, limits, decision in tuned(day):
         change = decision.size - window.size
@@ -108,6 +110,7 @@ def test_the_reason_explains_the_change(day: list[Stretch]) -> None:
 
 
 @given(DAYS)
+@settings(max_examples=50)
 def test_by_its_own_will_it_turns_round_at_most_twice_in_any_hour(day: list[Stretch]) -> None:
     changes = [
         (window.at_s, decision.reason)
@@ -122,6 +125,7 @@ def test_by_its_own_will_it_turns_round_at_most_twice_in_any_hour(day: list[Stre
 
 
 @given(DAYS)
+@settings(max_examples=50)
 def test_it_pauses_after_every_change(day: list[Stretch]) -> None:
     changes = [
         (window.at_s, decision.reason)
@@ -137,6 +141,7 @@ def test_it_pauses_after_every_change(day: list[Stretch]) -> None:
 
 
 @given(DAYS)
+@settings(max_examples=50)
 def test_it_does_not_grow_while_frozen_nor_while_the_server_is_slow(day: list[Stretch]) -> None:
     refused_s = -FREEZE_S
     for window, _, decision in tuned(day):

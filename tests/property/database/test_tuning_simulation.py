@@ -10,6 +10,7 @@ from benchmarks.pool.tuning import (
     simulate,
     square_wave,
     step,
+    study,
     table,
 )
 
@@ -120,9 +121,9 @@ def test_a_server_that_stays_full_of_others_is_asked_once_an_hour() -> None:
 
 
 def test_the_table_shows_every_load() -> None:
-    loads = [
-        Load(name="one", arrivals_per_s=constant(1.0), hours=1.0),
-        Load(name="two", arrivals_per_s=constant(2.0), hours=1.0),
+    studies = [
+        study(Load(name=name, arrivals_per_s=constant(1.0), hours=1.0), seeds=2)
+        for name in ("one", "two")
     ]
 
-    assert ["load", "one", "two"] == [line.split()[0] for line in table(loads, seeds=1)]
+    assert ["load", "one", "two"] == [line.split()[0] for line in table(studies)]

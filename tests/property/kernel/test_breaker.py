@@ -37,6 +37,9 @@ class Reference:
     failed_probes: int = 0
     until_s: float = 0.0
     opened: int = 0
+    """How often it opened that was closed."""
+    drawn: int = 0
+    """How many open times were drawn."""
     states: list[BreakerState] = field(default_factory=list)
 
     def ask(self) -> int | None:
@@ -81,8 +84,9 @@ class Reference:
     def open(self, at_s: float) -> None:
         self.failed_probes = self.failed_probes + 1 if self.state is HALF_OPEN else 0
         length_s = min(RULES.open_s * 2**self.failed_probes, RULES.ceiling_s)
-        self.until_s = at_s + length_s * (1 + RULES.jitter * self.jitters[self.opened])
-        self.opened += 1
+        self.until_s = at_s + length_s * (1 + RULES.jitter * self.jitters[self.drawn])
+        self.drawn += 1
+        self.opened += self.state is CLOSED
         self.row = 0
         self.become(OPEN)
 

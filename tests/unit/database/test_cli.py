@@ -23,7 +23,6 @@ from tollkeeper.cli import app
 from tollkeeper.client.errors import CallFailed
 from tollkeeper.database.status import DatabaseStatus, Health, HostState, Probe
 
-SHARES = "at once reused timeouts"
 LONG = "SELECT " + ", ".join(f"column_{number}" for number in range(50))
 
 
@@ -57,20 +56,23 @@ async def test_how_databases_stand_is_printed(clock: SetClock) -> None:
         "health healthy",
         "checked (UTC) 2026-03-01 11:59:57Z, 3 s ago",
         "host db1:5432 primary, for writes, PostgreSQL 18.1, answered in 1.2 ms, lag 500.0 ms",
-        "writes closed",
-        "reads closed, opened 1 time",
+        "breaker for writes closed",
+        "breaker for reads closed, opened 1 time",
         "budget 24 connections",
         "Database access",
         "health down",
         "checked (UTC) not yet",
         "host db2:5432 offline, for reads, connection refused",
-        "writes closed",
-        "reads open, tried again in 12.3 s, opened 4 times",
-        "budget unknown",
-        "Pools of process 4711",
-        f"database pool for size idle in use opening waiting acquired {SHARES} refused lost",
-        "credits lanes writes 10 2 1 1 4 1,000 95.0 % 99.0 % 7 8 12",
-        "access reads reads 4 0 0 0 0 0 - - 0 0 0",
+        "breaker for writes closed",
+        "breaker for reads open, tried again in 12.3 s, opened 4 times",
+        "Connections of process 4711",
+        "database pool for most idle in use opening waiting",
+        "credits lanes writes 10 2 1 1 4",
+        "access reads reads 4 0 0 0 0",
+        "Acquires since it started",
+        "database pool in all at once reused timeouts refused lost",
+        "credits lanes 1,000 95.0 % 99.0 % 7 8 12",
+        "access reads 0 - - 0 0 0",
     ] == lines_of(result)  # fmt: skip
 
 
@@ -84,16 +86,29 @@ async def test_how_databases_stand_is_printed(clock: SetClock) -> None:
         (1, [Health.DOWN, Health.HEALTHY]),
     ],
 )
-@pytest.mark.parametrize("options", [(), ("--json",)])
 async def test_the_exit_code_says_whether_all_are_healthy(
-    clock: SetClock, expected: int, states: list[Health], options: tuple[str, ...]
+    clock: SetClock, expected: int, states: list[Health]
 ) -> None:
     databases = [
         stated(replace(HEALTHY, name=f"d{number}", health=health), clock)
         for number, health in enumerate(states)
     ]
 
-    assert expected == (await run(clock, databases, "status", *options)).exit_code
+    assert expected == (await run(clock, databases, "status")).exit_code
+
+
+async def test_a_terminal_of_80_columns_has_it_all(clock: SetClock) -> None:
+    database = stated(HEALTHY, clock)
+    database.slow.note(LONG, wait_s=1, run_s=1, failed="57014")
+
+    standing = lines_of(await run(clock, [database], "status", COLUMNS="80"))
+    slow = await run(clock, [database], "slow", COLUMNS="80")
+
+    assert {"credits lanes writes 10 2 1 1 4", "credits lanes 1,000 95.0 % 99.0 % 7 8 12"} <= {
+        *standing
+    }
+    shown = f"{LONG[:57]} ... {LONG[-57:]}"
+    assert 2 * shown.count("column_") == slow.stdout.count("column_")
 
 
 async def test_what_is_wrong_is_red(clock: SetClock) -> None:
@@ -120,10 +135,12 @@ async def test_the_documents_are_those_of_the_routes(clock: SetClock) -> None:
     database = stated(HEALTHY, clock)
     database.slow.note(LONG, args=(5,), wait_s=0, run_s=1)
 
-    standing = json.loads((await run(clock, [database], "status", "--json")).stdout)
+    shown = await run(clock, [database, stated(DOWN, clock)], "status", "--json")
+    standing = json.loads(shown.stdout)
     slow = json.loads((await run(clock, [database], "slow", "--json")).stdout)
 
-    assert (4_711, ["credits"], 0.0012) == (
+    assert 1 == shown.exit_code
+    assert (4_711, ["credits", "access"], 0.0012) == (
         standing["pid"],
         [each["name"] for each in standing["databases"]],
         standing["databases"][0]["hosts"][0]["latency_s"],
@@ -142,16 +159,17 @@ async def test_slow_statements_are_printed_newest_first_with_their_totals(clock:
     database.slow.note("SELECT 'bob'", wait_s=0, run_s=0.15)
     clock.advance(300)
 
-    cut = f"{LONG[:117]}..."
+    cut = f"{LONG[:57]} ... {LONG[-57:]}"
+    name = database.slow.latest()[0].fingerprint
     assert [
         "Last 2 of 3 slow statements",
-        "time (UTC) age ms wait run failed database statement",
-        "2026-03-01 13:56:40Z 5 min 150.0 0.0 150.0 - credits SELECT ?",
-        "2026-03-01 13:56:40Z 5 min 1,300.0 250.0 1,050.0 57014 credits SELECT ?",
+        "time (UTC) ms wait failed fingerprint statement",
+        f"13:56:40Z 150.0 0.0 - {name} credits: SELECT ?",
+        f"13:56:40Z 1,300.0 250.0 57014 {name} credits: SELECT ?",
         "Slow statements by the time they took",
-        "last count failed ms in all longest database statement",
-        "5 min ago 2 1 1,450.0 1,300.0 credits SELECT ?",
-        f"2 h ago 1 0 200.0 200.0 credits {cut}",
+        "last count failed ms in all longest statement",
+        "5 min ago 2 1 1,450.0 1,300.0 credits: SELECT ?",
+        f"2 h ago 1 0 200.0 200.0 credits: {cut}",
     ] == lines_of(await run(clock, [database], "slow", "--limit", "2", COLUMNS="250"))
 
 

@@ -30,6 +30,7 @@ class Tuned:
     size: int = 40
     limits: TuningLimits = LIMITS
     at_s: float = 1_000.0
+    window_s: float = WINDOW_S
     history: History = field(default_factory=History)
 
     def pass_window(
@@ -41,7 +42,7 @@ class Tuned:
         query_mean_s: float = 0.01,
         refusals: int = 0,
     ) -> Decision:
-        self.at_s += WINDOW_S
+        self.at_s += self.window_s
         window = Window(
             at_s=self.at_s,
             size=self.size,
@@ -186,6 +187,13 @@ def test_a_shrink_after_growth_wants_an_hour_of_idle_windows(tuned: Tuned) -> No
     assert TURN_DOWN_S / WINDOW_S == idle_windows_until_it_shrinks(tuned)
 
 
+def test_the_hour_is_an_hour_when_windows_are_shorter(tuned: Tuned) -> None:
+    tuned.grown()
+    tuned.window_s = 10.0
+
+    assert TURN_DOWN_S / 10.0 == idle_windows_until_it_shrinks(tuned)
+
+
 def test_one_window_that_is_not_idle_starts_the_hour_again(tuned: Tuned) -> None:
     tuned.grown()
     for _ in range(100):
@@ -292,6 +300,17 @@ def test_a_window_without_queries_leaves_the_long_average_alone(tuned: Tuned) ->
     assert before == long_average_s(tuned)
 
 
+def test_a_server_that_got_faster_is_believed_whether_callers_wait_or_not() -> None:
+    calm, busy = Tuned(), Tuned(size=200)
+    for tuned in (calm, busy):
+        tuned.pass_window()
+    for _ in range(480):
+        calm.pass_window(query_mean_s=0.001)
+        busy.busy(query_mean_s=0.001)
+
+    assert long_average_s(calm) == long_average_s(busy) < 0.01 / 2
+
+
 def hours_until_usual(tuned: Tuned, query_mean_s: float, *, waits: int) -> float:
     tuned.pass_window()
     for count in range(1, 20_000):
@@ -371,6 +390,14 @@ def test_a_budget_that_shrank_shrinks_the_pool_at_once(tuned: Tuned) -> None:
     assert 23 == decision.size
     assert Reason.BOUNDS is decision.reason
     assert "from 50 to stay within 2 to 23" in decision.detail
+
+
+def test_a_refusal_together_with_a_smaller_budget_ends_within_the_budget(tuned: Tuned) -> None:
+    tuned.limits = TuningLimits(minimum=2, budget=23)
+    decision = tuned.busy(refusals=1)
+
+    assert 23 == decision.size
+    assert Reason.REFUSED is decision.reason
 
 
 def test_a_minimum_that_grew_grows_the_pool_at_once(tuned: Tuned) -> None:

@@ -126,7 +126,7 @@ def test_a_probe_that_succeeds_closes_it(bench: Bench) -> None:
 
 def test_open_times_double_up_to_the_ceiling(bench: Bench) -> None:
     assert [30.0, 60.0, 120.0, 240.0, 300.0, 300.0] == bench.open_times_s(6)
-    assert 6 == bench.breaker.opened_total
+    assert 1 == bench.breaker.opened_total  # probes that fail open nothing that was closed
 
 
 def test_jitter_is_added_to_every_open_time_and_beyond_the_ceiling() -> None:

@@ -38,6 +38,12 @@ SELECT
     (SELECT count(*) FROM health_probe) AS rows,
     (SELECT count(*) FROM written) AS written
 
+-- write_elsewhere --
+-- Write a message to the log that nobody reads: it has to be as durable as any commit, and needs no row.
+SELECT
+    1 AS rows,
+    (pg_logical_emit_message(true, 'tollkeeper.health', '') IS NOT NULL)::integer AS written
+
 -- server_limits --
 -- How many connections the server takes, and how many of them are not for us.
 SELECT
