@@ -10,6 +10,7 @@ and whether those who are served are served in time.
 """
 
 import asyncio
+import itertools
 import statistics
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -44,6 +45,9 @@ FILL_S = 1.2
 
 PROBE_PERIOD_S = 0.02
 WANTED_CHECK_MS = 50.0
+WANTED_GOODPUT = 1.0
+"""Of another pool's: refusing early must not cost an answer."""
+
 WANTED_NO_MS = 50.0
 """Who cannot be served knows it by then."""
 
@@ -63,28 +67,32 @@ class Request:
 
     end: End
     wait_s: float
+    due_s: float
+    ended_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Round:
-    """What came of the requests that arrived in `seconds`."""
+    """What came of requests in `seconds`, once the line was as long as it gets."""
 
     seconds: float
-    requests: tuple[Request, ...]
+    arrived: tuple[Request, ...]
+    """In that time."""
+    answered: int
+    """In that time, and of use."""
 
     def share(self, *ends: End) -> float:
         """Return the share of requests that ended so, in per cent."""
-        return 100.0 * sum(each.end in ends for each in self.requests) / len(self.requests)
+        return 100.0 * sum(each.end in ends for each in self.arrived) / len(self.arrived)
 
     @property
     def goodput(self) -> float:
         """Answers that were of use, in per cent of what the connections could give."""
-        served = sum(each.end is End.SERVED for each in self.requests)
-        return 100.0 * served / self.seconds / CAPACITY
+        return 100.0 * self.answered / self.seconds / CAPACITY
 
     def waits(self, *ends: End) -> Sample | None:
         """Return how long those waited who ended so; None when nobody did."""
-        waits_s = [each.wait_s for each in self.requests if each.end in ends]
+        waits_s = [each.wait_s for each in self.arrived if each.end in ends]
         if not waits_s:
             return None
         return sample_of(waits_s, duration_s=self.seconds, operations=len(waits_s))
@@ -100,9 +108,10 @@ def measure(bench: Bench) -> list[Figure]:
 
 async def _compare(bench: Bench, dsn: str) -> dict[str, list[Round]]:
     seconds = 1.2 if bench.quick else 3.0
-    seeds = iter(range(1_000))
 
     def measured(pool: Contestant) -> Callable[[], Awaitable[Round]]:
+        seeds = itertools.count()  # in each round the same requests for all
+
         async def measure_round() -> Round:
             result = await _overload(pool, seconds, Random(next(seeds)))
             waits = result.waits(End.SERVED, End.LATE)
@@ -125,29 +134,42 @@ async def _overload(pool: Contestant, seconds: float, random: Random) -> Round:
     began = time.perf_counter()
 
     async def request(due_s: float) -> None:
-        made = await _request(pool, began + due_s)
-        if due_s >= FILL_S:
-            requests.append(made)
+        requests.append(await _request(pool, began, due_s))
 
-    await open_loop(FACTOR * CAPACITY, FILL_S + seconds, request, random)
-    return Round(seconds=seconds, requests=tuple(requests))
+    until_s = FILL_S + seconds
+    await open_loop(FACTOR * CAPACITY, until_s, request, random)
+    return Round(
+        seconds=seconds,
+        arrived=tuple(each for each in requests if each.due_s >= FILL_S),
+        answered=sum(
+            each.end is End.SERVED and FILL_S <= each.ended_s < until_s for each in requests
+        ),
+    )
 
 
-async def _request(pool: Contestant, due: float) -> Request:
-    got = 0.0
+async def _request(pool: Contestant, began: float, due_s: float) -> Request:
+    got_s = 0.0
+
+    def now_s() -> float:
+        return time.perf_counter() - began
 
     def note() -> None:
-        nonlocal got
-        got = time.perf_counter()
+        nonlocal got_s
+        got_s = now_s()
 
     try:
-        await pool.sleep(STATEMENT_S, max(0.0, due + WAIT_S - time.perf_counter()), note)
+        await pool.sleep(STATEMENT_S, max(0.0, due_s + WAIT_S - now_s()), note)
+        end = End.SERVED
     except pool.refusals:
-        return Request(end=End.REFUSED, wait_s=time.perf_counter() - due)
+        end = End.REFUSED
     except pool.timeouts:
-        return Request(end=End.TIMED_OUT, wait_s=time.perf_counter() - due)
-    is_late = time.perf_counter() - due > OF_USE_S
-    return Request(end=End.LATE if is_late else End.SERVED, wait_s=got - due)
+        end = End.TIMED_OUT
+    ended_s = now_s()
+    if end is not End.SERVED:
+        got_s = ended_s
+    elif ended_s - due_s > OF_USE_S:
+        end = End.LATE
+    return Request(end=end, wait_s=got_s - due_s, due_s=due_s, ended_s=ended_s)
 
 
 # Health checks -----------------------------------------------------------------------------------
@@ -202,7 +224,8 @@ def _overload_figures(rounds: Mapping[str, Sequence[Round]]) -> list[Figure]:
                 for ours, theirs in zip(rounds["ours"], rounds[name], strict=True)
             ),
             unit="x",
-            target=1.0,
+            target=WANTED_GOODPUT,
+            note="refusing early costs no answer",
         )
         for name in ("asyncpg.Pool", "psycopg_pool")
     ]
