@@ -39,10 +39,23 @@ from tollkeeper.database.connect import connector
 BLOCK = 50
 """Statements in a row over one of the ways: short, so that all ways see the same weather."""
 
+OPENINGS = 8
+"""Connections are opened anew so often: where the machine puts two processes costs more than all
+that is measured here, and it leaves them there."""
+
 WANTED_P99_US = 1_000.0
 """Acquire and release without a wait."""
 
 OVERHEAD_US = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Statements in a row: what the caller saw, and what it cost."""
+
+    seen: Sample
+    cost_us: float
+    """The client's processor time per statement."""
 
 
 def measure(bench: Bench) -> list[Figure]:
@@ -54,29 +67,41 @@ async def _measure(bench: Bench, dsn: str) -> list[Figure]:
     async with AsyncExitStack() as stack:
         ours, database = await stack.enter_async_context(services_pool(dsn))
         await database.monitor.looked.wait()
-        bare = await stack.enter_async_context(bare_pool(dsn))
         pools: list[Contestant] = [
             ours,
-            bare,
+            await stack.enter_async_context(bare_pool(dsn)),
             await stack.enter_async_context(asyncpg_pool(dsn)),
             await stack.enter_async_context(asyncpg_pool(dsn, resets=False)),
             await stack.enter_async_context(psycopg_pool_of(dsn)),
         ]
         for pool in pools:
             await pool.ask()
+        turns = await _turns(bench, pools)
+    blocks: dict[str, list[Block]] = {"connection": [], "bare": [], "ours": []}
+    for _ in range(OPENINGS):
+        for name, found in (await _opened_and_asked(bench, dsn)).items():
+            blocks[name] += found
+    return [*_turn_figures(turns), *_overhead_figures(blocks)]
+
+
+async def _opened_and_asked(bench: Bench, dsn: str) -> dict[str, list[Block]]:
+    async with (
+        services_pool(dsn, size=1) as (ours, database),
+        bare_pool(dsn, size=1) as bare,
+    ):
+        await database.monitor.looked.wait()
         connection = await connector(dsn)()
+
+        async def ask_connection() -> None:
+            await connection.fetchval(QUERIES["one"])
+
+        ways = {"connection": ask_connection, "bare": bare.ask, "ours": ours.ask}
         try:
-            turns = await _turns(bench, pools)
-
-            async def ask_connection() -> None:
-                await connection.fetchval(QUERIES["one"])
-
-            blocks = await _asks(
-                bench, {"connection": ask_connection, "bare": bare.ask, "ours": ours.ask}
-            )
+            for ask in ways.values():
+                await ask()
+            return await _asks(bench, ways)
         finally:
             await connection.close()
-    return [*_turn_figures(turns), *_overhead_figures(blocks)]
 
 
 async def _turns(bench: Bench, pools: Sequence[Contestant]) -> dict[str, list[Sample]]:
@@ -90,15 +115,6 @@ async def _turns(bench: Bench, pools: Sequence[Contestant]) -> dict[str, list[Sa
         p50, _, p99 = median_percentiles(samples)
         bench.say(f"acquire and release, {name}: P50 {p50 * 1e3:.1f}, P99 {p99 * 1e3:.1f} µs")
     return turns
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Block:
-    """Statements in a row: what the caller saw, and what it cost."""
-
-    seen: Sample
-    cost_us: float
-    """The client's processor time per statement."""
 
 
 async def _asks(
@@ -118,7 +134,7 @@ async def _asks(
     def measured(ask: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[Block]]:
         return lambda: block(ask)
 
-    rounds = 200 if bench.quick else 600
+    rounds = 25 if bench.quick else 75
     return await in_turns(rounds, {name: measured(ask) for name, ask in ways.items()})
 
 
@@ -176,6 +192,5 @@ def _overhead_figures(blocks: Mapping[str, Sequence[Block]]) -> list[Figure]:
 
 
 def least_disturbed_us(blocks: Sequence[Block]) -> float:
-    """Return the first decile of the costs: neighbours on the machine add to one, none takes."""
-    costs_us = sorted(block.cost_us for block in blocks)
-    return costs_us[len(costs_us) // 10]
+    """Return the least of the costs: the machine and its other users add to one, none takes."""
+    return min(block.cost_us for block in blocks)
