@@ -11,6 +11,7 @@ from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.health import Pace
 from tollkeeper.database.pool import Pool
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
 from tollkeeper.kernel.clock import SystemClock
@@ -32,7 +33,12 @@ class Supervised:
 
 @asynccontextmanager
 async def supervised(
-    dsn: str, *, size: int = 4, command_timeout_s: float = 20.0, pace: Pace | None = None
+    dsn: str,
+    *,
+    size: int = 4,
+    command_timeout_s: float | None = 20.0,
+    pace: Pace | None = None,
+    pooler: Pooler = Pooler.NONE,
 ) -> AsyncIterator[Supervised]:
     """Open a database and close it at the end."""
     database = Database(
@@ -42,6 +48,7 @@ async def supervised(
         jitter=random.Random(1).random,
         slow=SlowQueries(clock=CLOCK, name="credits"),
         pace=pace,
+        pooler=pooler,
     )
     async with database:
         pools = [

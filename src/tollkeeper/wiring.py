@@ -45,7 +45,7 @@ from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
-from tollkeeper.database.timeouts import Timeouts
+from tollkeeper.database.timeouts import GRACE_S, Timeouts
 from tollkeeper.database.tuner import TuningPlan
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
@@ -76,6 +76,10 @@ KEYS_AND_HEALTH = 4
 
 SPARE_CONNECTIONS = 10
 """Of a server, left for the worker, migrations, psql and whoever looks after it."""
+
+BATCH_LIMIT_S = 3 * TIMEOUTS.statement_s + GRACE_S
+"""A lane that holds its connection longer waits for an answer that does not come: a batch is three
+statements at most."""
 
 MAINTENANCE_TIMEOUTS = Timeouts(statement_s=600, lock_s=5, idle_in_transaction_s=60)
 """Dropping a day of keys waits for whoever reads it."""
@@ -321,7 +325,7 @@ def _ledger_pool(
         # Writes are never cancelled by us: a commit that waits for its standby would then stand on
         # the primary alone, and count as done. A silent server is found by the health checks.
         command_timeout_s=TIMEOUTS.command_s if access is Access.READ else None,
-        limits=_limits(settings),
+        limits=_limits(settings, cut_held_s=None if access is Access.READ else BATCH_LIMIT_S),
     )
 
 
@@ -337,11 +341,17 @@ def _keys_pool(database: Database, name: str, settings: Settings, *, access: Acc
     )
 
 
-def _limits(settings: Settings, *, report_held_s: float = REPORT_HELD_S) -> PoolLimits:
+def _limits(
+    settings: Settings,
+    *,
+    report_held_s: float = REPORT_HELD_S,
+    cut_held_s: float | None = None,
+) -> PoolLimits:
     return PoolLimits(
         acquire_timeout_s=settings.acquire_timeout_s,
         max_waiting=settings.pool_waiting,
         report_held_s=report_held_s,
+        cut_held_s=cut_held_s,
     )
 
 

@@ -29,35 +29,37 @@ from tollkeeper.database.errors import (
     ReadOnlyServer,
     TooManyConnections,
 )
+from tollkeeper.database.health import ANSWERING_S, HealthMonitor, HostProbe, Pace
 from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
-from tollkeeper.database.health import HealthMonitor, HostProbe, Pace
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.opening import SAYS_WHY, ConnectLimiter, Guard, Ties
+from tollkeeper.database.pgbouncer import is_pooled
+from tollkeeper.database.places import Move, Places
 from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool
 from tollkeeper.database.pooler import Pooler
-from tollkeeper.database.roles import Choice, HostCheck, choose
+from tollkeeper.database.queries import load_queries
+from tollkeeper.database.roles import HostCheck
 from tollkeeper.database.slot import Slot
 from tollkeeper.database.slow import SlowQueries, failure_of
 from tollkeeper.database.status import (
     Access,
     BreakerStatus,
     DatabaseStatus,
+    HostState,
     HostStatus,
 )
 from tollkeeper.database.tuner import Tuner, TuningPlan
 from tollkeeper.kernel.breaker import Breaker, BreakerRules, BreakerState, Permit
 from tollkeeper.kernel.clock import Clock
 
-RULES: Final = BreakerRules(failures=3, open_s=0.5, ceiling_s=2.0, jitter=0.2, probe_s=10.0)
-"""Short, because a probe costs one connection, and a restarted database should be found at once."""
+OPEN_S: Final = 0.5
+OPEN_CEILING_S: Final = 2.0
+"""Times between probes of an open breaker: short, because a probe costs one connection, and a
+restarted database should be found at once."""
 
-ANSWERING_S = 1.0
-"""A database whose last good answer is no older is not lost, whatever else fails."""
-
-WATCH_S = 1.0
-LIMITS_PERIOD_S = 300.0
-"""How often the server is asked how many connections it takes."""
+CONNECT_TIMEOUT_S: Final = 5.0
+WATCH_S: Final = 1.0
 
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 
@@ -88,23 +90,19 @@ class Database:
         self._jitter = jitter
         self._pooler = pooler
         self._pace = pace or Pace()
+        self._queries = load_queries("tollkeeper.database")
         self._pools: dict[str, Pool] = {}
         self._limiter = ConnectLimiter(clock)
-        self._answered_s = dict.fromkeys(Access, 0.0)
-        self._choice = Choice(writes=None, reads=None)
-        self._homes: dict[Access, Host] = {}
-        """Where the pools connected last."""
+        self._places = Places(dsn.hosts, now_s=clock.monotonic_s)
         self._permits: dict[Access, Permit] = {}
         self._breakers = {access: self._breaker(access) for access in Access}
         self._guards: dict[Access, Guard] = {
             access: _Guard(self, access, breaker) for access, breaker in self._breakers.items()
         }
         self._down_accesses: set[Access] = set()
-        self._is_read_only = False
         self.reason = "not looked at yet"
         """What was last known to be wrong."""
         self._tuner: Tuner | None = None
-        self._limits_until_s = 0.0
         self.too_many_total = 0
         """Opens that the server refused because it has no connection left (53300)."""
         self._tasks: list[asyncio.Task[None]] = []
@@ -148,24 +146,19 @@ class Database:
                 host=host if len(self._dsn.hosts) > 1 else None,
                 command_timeout_s=command_timeout_s,
                 pooler=self._pooler,
+                connect_timeout_s=CONNECT_TIMEOUT_S,
             )
             for host in self._dsn.hosts
         }
 
         async def connect() -> Connection:
-            failure: DatabaseUnavailable | None = None
-            for host in self._candidates(access):
-                try:
-                    connection = await connects[host]()
-                except DatabaseUnavailable as error:
-                    failure = failure or error
-                    continue
-                if access is Access.READ or _takes_writes(connection):
-                    return connection
-                await close_gently(connection, CLOSE_TIMEOUT_S)
-                failure = failure or ReadOnlyServer(reason=f"{host} is a standby")
-            assert failure is not None
-            raise failure
+            host = await self._home(access)
+            connection = await connects[host]()
+            self._places.note_connected(connection, host)
+            if access is Access.READ or await self._takes_writes(connection):
+                return connection
+            await close_gently(connection, CLOSE_TIMEOUT_S)
+            raise ReadOnlyServer(reason=f"{host} takes no writes")
 
         pool = Pool(
             connect,
@@ -236,8 +229,8 @@ class Database:
                 pool.wake()
 
     def is_answering(self, access: Access) -> bool:
-        """Say whether a statement of a pool of this access succeeded a moment ago."""
-        return self._clock.monotonic_s() - self._answered_s[access] < ANSWERING_S
+        """Say whether a pool of this access did a moment ago what it is for."""
+        return self._clock.monotonic_s() - self._places.served_s(access) < ANSWERING_S
 
     def tune(self, plan: TuningPlan) -> None:
         """Have the size of a pool follow its load, within what the server has room for.
@@ -256,8 +249,14 @@ class Database:
     # Making the parts ----------------------------------------------------------------------------
 
     def _breaker(self, access: Access) -> Breaker:
+        rules = BreakerRules(
+            failures=3,
+            open_s=OPEN_S,
+            ceiling_s=OPEN_CEILING_S,
+            probe_s=self._pace.check_timeout_s + 1.0,
+        )
         return Breaker(
-            RULES,
+            rules,
             monotonic_s=self._clock.monotonic_s,
             jitter=self._jitter,
             on_change=lambda state: self._changed(access, state),
@@ -279,19 +278,27 @@ class Database:
             connect(None),
             clock=self._clock,
             timeout_s=self._pace.check_timeout_s,
-            answered_s=self._last_answer_s,
+            answered_s=lambda each, writes: self._places.answered_s(each, writes=writes),
         )
 
-    def _last_answer_s(self, host: Host, access: Access | None) -> float:
-        """Return when a host last answered a statement, of any pool or of those of one access."""
-        homes = [each for each, home in self._homes.items() if home == host]
-        answers = [self._answered_s[each] for each in homes if access in {None, each}]
-        return max(answers, default=0.0)
+    async def _home(self, access: Access) -> Host:
+        """Return where to connect; of several hosts the first round of checks tells which."""
+        if self._places.home(access) is None:
+            await self.monitor.looked.wait()
+        host = self._places.home(access)
+        if host is None:
+            raise DatabaseUnavailable(reason=self.reason)
+        return host
 
-    def _candidates(self, access: Access) -> Sequence[Host]:
-        """Return the hosts in the order in which a pool should try them."""
-        chosen = self._choice.writes if access is Access.WRITE else self._choice.reads
-        return sorted(self._dsn.hosts, key=lambda host: host != chosen)
+    async def _takes_writes(self, connection: Connection) -> bool:
+        """Say whether a server takes writes: by its greeting, which costs no round trip."""
+        if is_pooled(connection):
+            return not await connection.fetchval(self._queries["takes_no_writes"])
+        settings = connection.get_settings()
+        return "on" not in {
+            getattr(settings, "in_hot_standby", "off"),
+            getattr(settings, "default_transaction_read_only", "off"),
+        }
 
     # What the pools tell -------------------------------------------------------------------------
 
@@ -300,7 +307,7 @@ class Database:
         failure = query.exception
         self.operations.observe(query.elapsed)
         if failure is None:
-            self._answered_s[access] = self._clock.monotonic_s()
+            self._places.note_answer(slot.connection, access, query.query)
         self.slow.note(
             query.query,
             args=query.args,
@@ -321,45 +328,45 @@ class Database:
 
     def _judge(self, checks: Sequence[HostCheck]) -> float | None:
         """Draw the consequences of a round; return when to look again, if a breaker is open."""
-        self._choice = choose(checks, self._choice)
-        chosen = {Access.WRITE: self._choice.writes, Access.READ: self._choice.reads}
-        self._is_read_only = self._choice.writes is None and any(
-            check.says_read_only for check in checks
-        )
+        moves = self._places.judge(checks)
+        choice = self._places.choice
         self.reason = "; ".join(map(_said, checks))
-        for access, host in chosen.items():
+        is_unknown = any(check.state is HostState.UNKNOWN for check in checks)
+        for access, host in ((Access.WRITE, choice.writes), (Access.READ, choice.reads)):
             permit = self._permits.pop(access, None)
             if permit is None:
                 continue
-            breaker = self._breakers[access]
             if host is not None:
-                breaker.succeeded(permit)
-                continue
-            breaker.failed(permit)
-            if access is Access.WRITE and self._is_read_only:
-                breaker.trip()
-        for access, host in chosen.items():
-            self._move(access, host)
+                self._breakers[access].succeeded(permit)
+            elif is_unknown:
+                self._breakers[access].dropped(permit)
+            else:
+                self._breakers[access].failed(permit)
+        if choice.writes is None and self._places.says_read_only():
+            self._breakers[Access.WRITE].trip()  # nothing to make sure of
+        for move in moves:
+            self._move(move)
+        for check in checks:
+            if self._tuner is not None and check.host == choice.writes and check.connections:
+                self._tuner.learn(*check.connections)
         waits = [each.retry_after_s for each in self._breakers.values() if not each.is_closed]
-        if self._choice.writes is None and self._breakers[Access.WRITE].is_closed:
+        if choice.writes is None and self._breakers[Access.WRITE].is_closed:
             waits.append(self._pace.failing_period_s)
         return min(waits) if waits else None
 
-    def _move(self, access: Access, present: Host | None) -> None:
-        """Have the pools connect anew where they should, if that is somewhere else now."""
-        former = self._homes.get(access)
-        if present is None or present == former:
-            return
-        self._homes[access] = present
-        if former is not None:
-            _log.warning(
-                "database.moved", database=self.name, access=access.value, to=str(present),
-                former=str(former),
-            )  # fmt: skip
-        for pool in self._pools_of(access):
-            if former is not None:
+    def _move(self, move: Move) -> None:
+        """Have pools connect somewhere else."""
+        for pool in self._pools_of(move.access):
+            if move.former is not None and move.is_former_silent:
+                pool.hang_up()
+            elif move.former is not None:
                 pool.expire()
             pool.wake()
+        if move.former is not None:
+            _log.warning(
+                "database.moved", database=self.name, access=move.access.value,
+                to=str(move.present), former=str(move.former),
+            )  # fmt: skip
 
     def _changed(self, access: Access, state: BreakerState) -> None:
         """Do for the pools what a breaker's change means."""
@@ -374,7 +381,7 @@ class Database:
         self._down_accesses.add(access)
         _log.error("database.down", database=self.name, access=access.value, reason=self.reason)
         for pool in self._pools_of(access):
-            if access is Access.WRITE and self._is_read_only:
+            if access is Access.WRITE and self._places.says_read_only():
                 pool.expire()
             else:
                 pool.hang_up()
@@ -396,8 +403,8 @@ class Database:
         return HostStatus(
             host=str(probe.host),
             state=last.state,
-            is_writes=probe.host == self._choice.writes,
-            is_reads=probe.host == self._choice.reads,
+            is_writes=probe.host == self._places.choice.writes,
+            is_reads=probe.host == self._places.choice.reads,
             latency_s=last.latency_s,
             lag_s=last.lag_s,
             probe=last.probe,
@@ -408,27 +415,23 @@ class Database:
         )
 
     async def _watch(self) -> None:
-        """Have the hosts looked at when statements get no answer; ask for the server's limits."""
+        """Have the hosts looked at when statements get no answer, and the pool tuned."""
         while True:
             await self._clock.sleep(WATCH_S)
-            now = self._clock.monotonic_s()
-            since_s = now - self._pace.stall_s
-            if any(
-                pool.is_stalled(since_s) and self._answered_s[pool.access] < since_s
-                for pool in self._pools.values()
-            ):
-                self.monitor.look()
-            if self._tuner is not None:
-                if now >= self._limits_until_s:
-                    await self._ask_limits(self._tuner, now)
-                self._tuner.tick(now)
+            try:
+                self._watch_once(self._clock.monotonic_s())
+            except Exception:  # noqa: BLE001  # the task's edge: it must not end
+                _log.exception("database.watch_failed", database=self.name)
 
-    async def _ask_limits(self, tuner: Tuner, now_s: float) -> None:
-        for probe in self.monitor.probes:
-            row = await probe.limits() if probe.host == self._choice.writes else None
-            if row is not None:
-                tuner.learn(max_connections=row["max_connections"], reserved=row["reserved"])
-                self._limits_until_s = now_s + LIMITS_PERIOD_S
+    def _watch_once(self, now_s: float) -> None:
+        since_s = now_s - self._pace.stall_s
+        if any(
+            pool.is_stalled(since_s) and self._places.served_s(pool.access) < since_s
+            for pool in self._pools.values()
+        ):
+            self.monitor.look()
+        if self._tuner is not None:
+            self._tuner.tick(now_s)
 
 
 class _Guard:
@@ -448,8 +451,11 @@ class _Guard:
         return self._breaker.permit() if self._breaker.is_closed else None
 
     def opened(self, permit: Permit, /) -> None:
-        """Learn that connecting works, also for pools that pause because it did not."""
-        self._breaker.succeeded(permit)
+        """Learn that connecting works, also for pools that pause because it did not.
+
+        It does not end a row of failures: checks may fail while connecting works.
+        """
+        self._breaker.dropped(permit)
         self._database.wake()
 
     def failed(self, permit: Permit, error: BaseException, /) -> None:
@@ -474,15 +480,6 @@ class _Guard:
         """Have the hosts looked at, unless statements are answered: then it is only slow."""
         if not self._database.is_answering(self._access):
             self._database.monitor.suspect()
-
-
-def _takes_writes(connection: Connection) -> bool:
-    """Say what the server told about itself in its greeting: no round trip."""
-    settings = connection.get_settings()
-    return "on" not in {
-        getattr(settings, "in_hot_standby", "off"),
-        getattr(settings, "default_transaction_read_only", "off"),
-    }
 
 
 def _said(check: HostCheck) -> str:

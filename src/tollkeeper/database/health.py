@@ -6,8 +6,8 @@ table; a host that answers and cannot do that is not a primary. What follows fro
 is decided by others (`roles.py`, `database.py`): this paces the rounds.
 
 A check that takes too long proves nothing while the host's statements are answered: then the host
-keeps its state, and is suspect. For the write that a check makes, those of pools for writes count
-only: where commits wait for a synchronous standby that is gone, reads are answered as ever.
+keeps its state, and is suspect. For the write that a check makes, writes count only: where commits
+wait for a synchronous standby that is gone, reads are answered as ever.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ import structlog
 from tollkeeper.database.connect import close_gently, is_connection_lost, is_schema_missing
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.dsn import Host
-from tollkeeper.database.errors import DatabaseUnavailable, SchemaMissing
+from tollkeeper.database.errors import DatabaseUnavailable, SchemaMissing, TooManyConnections
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.queries import load_queries
 from tollkeeper.database.roles import HostCheck
-from tollkeeper.database.status import Access, Health, HostState, Probe
+from tollkeeper.database.status import Health, HostState, Probe
 from tollkeeper.database.timeouts import Timeouts
 from tollkeeper.kernel.clock import Clock
 
@@ -37,6 +37,11 @@ JITTER = 0.2
 """Share of a period by which it is longer or shorter: replicas do not look together."""
 
 CLOSE_TIMEOUT_S = 0.5
+LAG_FACTOR = 1.25
+"""A check that took so many times its limit was not kept waiting by the host, but by ourselves."""
+
+ANSWERING_S = 1.0
+"""A host whose last good answer is no older is not lost, whatever else fails."""
 
 CANNOT_WRITE_STATES = ("25006", "53", "57014", "58", "XX")
 """Read-only, no disk or memory left, out of time, input/output error, corruption: what writes would
@@ -82,7 +87,7 @@ class HostProbe:
         *,
         clock: Clock,
         timeout_s: float,
-        answered_s: Callable[[Host, Access | None], float],
+        answered_s: Callable[[Host, bool], float],
     ) -> None:
         self.host = host
         self.last = HostCheck(host=host, state=HostState.UNKNOWN)
@@ -105,16 +110,10 @@ class HostProbe:
                 self.last = await self._check()
         except TimeoutError:
             self._drop()
-            self.last = self._unwritten(began_s) if self._is_writing else self._silent(began_s)
-        except (
-            DatabaseUnavailable,
-            OSError,
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-        ) as error:
+            self.last = self._out_of_time(began_s)
+        except Exception as error:  # noqa: BLE001  # in whatever way a check fails, that is its result
             self._drop()
-            reason = error.reason if isinstance(error, DatabaseUnavailable) else str(error)
-            self.last = HostCheck(host=self.host, state=HostState.OFFLINE, fault=reason)
+            self.last = self._failed(error)
         self.checked_at = self._clock.now()
         return self.last
 
@@ -122,17 +121,6 @@ class HostProbe:
         """Hang up."""
         if self._connection is not None:
             await close_gently(self._connection, CLOSE_TIMEOUT_S)
-
-    async def limits(self) -> Row | None:
-        """Return how many connections the server takes; None when it cannot be asked now."""
-        if self._connection is None:
-            return None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._connection.fetchrow(self._queries["server_limits"])
-        except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            self._drop()
-            return None
 
     async def _check(self) -> HostCheck:
         kept, self._connection = self._connection, None
@@ -171,6 +159,7 @@ class HostProbe:
             latency_s=self._clock.monotonic_s() - began_s,
             lag_s=row["lag_s"],
             probe=probe,
+            connections=(row["max_connections"], row["reserved"]),
             says_read_only=row["in_recovery"] or row["read_only"],
             version=f"{version.major}.{version.micro}",
             fault=fault,
@@ -189,22 +178,36 @@ class HostProbe:
             return (logged, failure) if logged is Probe.FAILED else (probe, fault)
         return probe, fault
 
-    def _silent(self, began_s: float) -> HostCheck:
-        """Judge a host that said nothing in time: a busy one is slow to everybody."""
-        if self._answered_s(self.host, None) >= began_s:
-            fault = f"a check took longer than {self._timeout_s:g} s; statements are answered"
-            return replace(self.last, latency_s=None, fault=fault)
+    def _out_of_time(self, began_s: float) -> HostCheck:
+        """Judge a host that answered nothing, or did not finish a write, in time."""
+        took_s = self._clock.monotonic_s() - began_s
+        if took_s > LAG_FACTOR * self._timeout_s:
+            return self._as_before(f"this process was busy for {took_s:.1f} s")
         fault = f"no answer in {self._timeout_s:g} s"
+        probe, state = Probe.SKIPPED, HostState.OFFLINE
+        if self._is_writing:
+            fault = f"a write was not finished in {self._timeout_s:g} s"
+            probe, state = Probe.FAILED, HostState.READ_ONLY
+        if self._answered_s(self.host, self._is_writing) >= began_s:
+            return self._as_before(f"{fault}; others were")
+        return HostCheck(host=self.host, state=state, probe=probe, fault=fault)
+
+    def _failed(self, error: Exception) -> HostCheck:
+        """Judge a host to which the check could not connect, or that it lost.
+
+        A server that has no place left for a check is not lost, nor is one whose statements are
+        answered: then the way to it may be closed to new connections only.
+        """
+        fault = error.reason if isinstance(error, DatabaseUnavailable) else str(error)
+        fault = fault or type(error).__name__
+        answered_s = self._answered_s(self.host, False)
+        is_answering = self._clock.monotonic_s() - answered_s < ANSWERING_S
+        if is_answering or isinstance(error, TooManyConnections):
+            return self._as_before(fault)
         return HostCheck(host=self.host, state=HostState.OFFLINE, fault=fault)
 
-    def _unwritten(self, began_s: float) -> HostCheck:
-        """Judge a host that answered, and did not finish a write in time."""
-        if self._answered_s(self.host, Access.WRITE) >= began_s:
-            fault = f"a write took longer than {self._timeout_s:g} s; others are finished"
-            return replace(self.last, latency_s=None, fault=fault)
-        fault = f"a write was not finished in {self._timeout_s:g} s"
-        state = HostState.READ_ONLY
-        return HostCheck(host=self.host, state=state, probe=Probe.FAILED, fault=fault)
+    def _as_before(self, fault: str) -> HostCheck:
+        return replace(self.last, latency_s=None, fault=fault)
 
     def _drop(self) -> None:
         if self._connection is not None:
@@ -245,9 +248,14 @@ class HealthMonitor:
         try:
             while True:
                 self._woken.clear()
-                pause_s = await self._round()
+                try:
+                    pause_s = await self._round()
+                except Exception:  # noqa: BLE001  # the task's edge
+                    # Without rounds no breaker would ever close again.
+                    _log.exception("database.round_failed")
+                    pause_s = self._pace.suspect_period_s
                 self.looked.set()
-                await self._rest(pause_s)
+                await self._rest(max(LEAST_PERIOD_S, pause_s))
         finally:
             await asyncio.gather(*(probe.close() for probe in self.probes))
 

@@ -20,5 +20,20 @@ class PoolLimits:
     """A connection above the minimum that was idle so long is closed."""
     report_held_s: float = REPORT_HELD_S
     """Who holds a connection longer is reported, once."""
+    cut_held_s: float | None = None
+    """Who holds a connection longer is hung up on: for what is short by nature, so that a server
+    that never answers, or a network that swallows, keeps nobody. None: never."""
     tick_s: float = 1.0
     """How often ages are looked at."""
+
+
+def check_size(size: int, minimum: int) -> None:
+    """Refuse bounds that cannot be.
+
+    Raises:
+        ValueError: no connection at all, or a minimum above the size.
+    """
+    if size < 1:
+        raise ValueError("a pool needs at least one connection")
+    if not 0 <= minimum <= size:
+        raise ValueError("a pool's minimum is 0 at least and its size at most")

@@ -61,6 +61,8 @@ class Line:
         Raises:
             PoolFull: who would be refused after waiting is refused now.
         """
+        if not self._waiters:
+            self._returns.clear()  # of another line
         waiting, expected_s = len(self._waiters), self._expected_s()
         if waiting >= self.max_waiting or (expected_s or 0.0) > limit_s:
             self.refused_total += 1
@@ -128,7 +130,7 @@ class Line:
         return (len(self._waiters) + 1) * passed_s / len(self._returns)
 
     def _expire(self, waiter: Waiter, waited_s: float) -> None:
-        if waiter in self._waiters:
+        if waiter in self._waiters and not waiter.done():  # else cancelled in this very moment
             del self._waiters[waiter]
             self.timeouts_total += 1
             waiter.set_exception(self._timed_out(waited_s))

@@ -149,6 +149,12 @@ class Opener:
         return len(self._attempts)
 
     @property
+    def has_failed(self) -> bool:
+        """Whether the last attempt failed, for a reason that another pool's success may end."""
+        lasting = (TooManyConnections, DatabaseMisconfigured)
+        return self.failure is not None and not isinstance(self.failure, lasting)
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether the server said why it opens nothing, when nothing else was open, just now."""
         return self._is_last_word and self._pause is not None and not self._attempts

@@ -39,7 +39,7 @@ from tollkeeper.database.errors import (
 )
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.lease import Lease
-from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.limits import PoolLimits, check_size
 from tollkeeper.database.line import Line
 from tollkeeper.database.opening import Opener, Ties
 from tollkeeper.database.slot import Holders, Slot
@@ -68,7 +68,7 @@ class Pool:
         limits: PoolLimits | None = None,
         ties: Ties | None = None,
     ) -> None:
-        _check_size(size, minimum)
+        check_size(size, minimum)
         self.name = name
         self.access = access
         self.use_times, self.create_times = Histogram(), Histogram()
@@ -160,7 +160,7 @@ class Pool:
     def resize(self, size: int, minimum: int | None = None) -> None:
         """Change the bounds: growth serves who waits, surplus is retired as it becomes idle."""
         minimum = min(size, self._minimum) if minimum is None else minimum
-        _check_size(size, minimum)
+        check_size(size, minimum)
         self._size, self._minimum = size, minimum
         self._settle()
 
@@ -199,8 +199,8 @@ class Pool:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last attempt to open a connection failed."""
-        return self._opener.failure is not None
+        """Whether the last attempt to open failed, for a reason that may be over."""
+        return self._opener.has_failed
 
     def wake(self) -> None:
         """Open again without waiting for the pause to end: the breaker has closed."""
@@ -267,7 +267,7 @@ class Pool:
     def _timed_out(self, waited_s: float) -> PoolTimeout:
         if self._guard is not None:
             self._guard.stalled()
-        failure = None if self._kept() else self._opener.failure
+        failure = self._opener.failure
         reason = None if failure is None else str(failure)
         return PoolTimeout(waited_s=waited_s, size=self._size, reason=reason)
 
@@ -472,6 +472,12 @@ class Pool:
             self._retire(self._idle.popleft())
         limit_s = self._limits.report_held_s
         self._holders.report(self._held.values(), now_s=now, limit_s=limit_s)
+        for slot in self._holders.overdue(
+            self._held.values(), now_s=now, limit_s=self._limits.cut_held_s
+        ):
+            self._lost_total += 1
+            slot.is_retired = True
+            slot.connection.terminate()
         self._settle()
 
     def _shut(self) -> None:
@@ -488,10 +494,3 @@ class Pool:
         await self._opener.ended()
         while self._closing:
             await asyncio.wait(self._closing)
-
-
-def _check_size(size: int, minimum: int) -> None:
-    if size < 1:
-        raise ValueError("a pool needs at least one connection")
-    if not 0 <= minimum <= size:
-        raise ValueError("a pool's minimum is 0 at least and its size at most")

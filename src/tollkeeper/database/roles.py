@@ -2,7 +2,8 @@
 
 A host that answers is not enough: a demoted primary answers `SELECT 1` for days (gpustack #6105).
 Of two that would take writes the one with the higher timeline is right: a promotion starts a new
-timeline, so the other is a former primary that was not fenced.
+timeline, so the other is a former primary that was not fenced. Timelines only rise: once a higher
+one was seen, a primary below it is none, however alone it is.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,8 @@ class HostCheck:
     lag_s: float | None = None
     probe: Probe = Probe.SKIPPED
     version: str | None = None
+    connections: tuple[int, int] | None = None
+    """How many the server takes, and how many of them are reserved."""
     says_read_only: bool = False
     """It said itself that it takes no writes: there is nothing to make sure of."""
     fault: str | None = None
@@ -35,28 +38,33 @@ class HostCheck:
 class Choice:
     """Where pools connect; None when no host will do."""
 
-    writes: Host | None
-    reads: Host | None
+    writes: Host | None = None
+    reads: Host | None = None
+    timeline: int = 0
+    """The highest that a primary ever had."""
 
 
 def choose(checks: Sequence[HostCheck], present: Choice) -> Choice:
     """Choose the hosts; what is in use stays as long as nothing is better than it.
 
     Reads go where writes go. Without a primary they go on at any host that answers: the one in use,
-    or the one that is least behind.
+    or the one that is least behind. Of a single host the timeline says nothing: whoever restored it
+    from a backup may have begun a lower one.
     """
     primaries = [check for check in checks if check.state is HostState.PRIMARY]
+    known = present.timeline if len(checks) > 1 else 0
     best = max((check.timeline or 0 for check in primaries), default=0)
-    writes = _first(
-        [each.host for each in primaries if (each.timeline or 0) == best], present.writes
-    )
+    timeline = max(known, best)
+    right = [check.host for check in primaries if (check.timeline or 0) == timeline]
+    writes = _first(right, present.writes)
     if writes is not None:
-        return Choice(writes=writes, reads=writes)
+        return Choice(writes=writes, reads=writes, timeline=timeline)
     behind = sorted(
         (check for check in checks if check.state in READABLE),
         key=lambda check: float("inf") if check.lag_s is None else check.lag_s,
     )
-    return Choice(writes=None, reads=_first([check.host for check in behind], present.reads))
+    reads = _first([check.host for check in behind], present.reads)
+    return Choice(writes=None, reads=reads, timeline=timeline)
 
 
 def _first(hosts: Sequence[Host], present: Host | None) -> Host | None:

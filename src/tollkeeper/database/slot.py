@@ -111,6 +111,18 @@ class Holders:
             "database.nested_acquire", pool=self._pool, refused=is_refused, frames=stack_of(task)
         )
 
+    def overdue(self, held: Iterable[Slot], *, now_s: float, limit_s: float | None) -> list[Slot]:
+        """Return, and report, the connections that were held for too long."""
+        found = [
+            slot
+            for slot in held
+            if limit_s is not None and not slot.is_retired and now_s - slot.since_s >= limit_s
+        ]
+        for slot in found:
+            held_s = round(now_s - slot.since_s, 1)
+            _log.error("database.connection_cut", pool=self._pool, held_s=held_s)
+        return found
+
     def report(self, held: Iterable[Slot], *, now_s: float, limit_s: float) -> None:
         """Report once each connection that has been held for `limit_s`."""
         for slot in held:

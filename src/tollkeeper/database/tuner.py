@@ -86,7 +86,7 @@ class Tuner:
         """The last decision in words."""
         return None if self.last is None else f"{self.last.reason.value}: {self.last.detail}"
 
-    def learn(self, *, max_connections: int, reserved: int) -> None:
+    def learn(self, max_connections: int, reserved: int) -> None:
         """Take note of how many connections the server takes."""
         plan = self._plan
         allowed = budget_of(

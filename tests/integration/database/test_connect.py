@@ -1,6 +1,7 @@
 """What the driver and the server really raise, and what we make of it."""
 
 import asyncio
+import socket
 import traceback
 from pathlib import Path
 from urllib.parse import quote
@@ -9,6 +10,7 @@ import asyncpg
 import pytest
 from tests.greetings import answering, old_postgresql, refusal_of
 from tests.passwords import PASSWORD, ROLE, require_password, unknown_host
+from tests.valve import Valve
 
 from tollkeeper.database.connect import (
     close_gently,
@@ -375,3 +377,17 @@ async def test_what_the_server_had_no_time_for_is_busy_and_may_be_tried_again(
     assert is_retryable(caught.value)
     await pool.close()
     await owner.close()
+
+
+async def test_network_that_swallows_is_noticed_by_the_kernel(empty_dsn: str) -> None:
+    async with Valve(empty_dsn) as valve:
+        connection = await connector(valve.dsn)()
+        flow = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]  # the driver's own
+
+        assert 1 == flow.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert 10_000 == flow.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert [5, 2, 3] == [
+            flow.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        ]
+        await connection.close()

@@ -6,7 +6,9 @@ import signal
 from collections.abc import Iterator
 
 import pytest
+from tests.pgbouncer import running_pgbouncer
 from tests.replication import Pair, ask, folder_of, replicated_pair
+from tests.stopping import stopped
 from tests.supervised import QUICK, Client, eventually, more, running, supervised
 
 from tollkeeper.database.errors import (
@@ -15,6 +17,7 @@ from tollkeeper.database.errors import (
     DatabaseUnavailable,
     ReadOnlyServer,
 )
+from tollkeeper.database.pooler import Pooler
 from tollkeeper.database.status import Health, HostState, Probe
 from tollkeeper.kernel.breaker import BreakerState
 
@@ -191,3 +194,84 @@ async def test_database_whose_only_host_is_a_standby_is_read(pair: Pair) -> None
 
 def _last(client: Client) -> DatabaseError | None:
     return client.failures[-1] if client.failures else None
+
+
+async def test_writes_begin_at_the_right_primary_though_a_former_one_is_named_first(
+    pair: Pair,
+) -> None:
+    await pair.promote_second()  # nobody ended the first
+    async with supervised(pair.dsn("postgres")) as it:
+        writer = Client(it.writes, WRITE)
+        async with running(writer):
+            await more(writer, 20)
+
+    assert 0 == await ask(pair.first, READ)
+    assert [] == writer.failures
+
+
+async def test_right_primary_that_is_silent_for_a_while_loses_nothing_to_the_former_one(
+    pair: Pair,
+) -> None:
+    await pair.promote_second()
+    async with supervised(pair.dsn("postgres"), pace=QUICK, command_timeout_s=None) as it:
+        writer = Client(it.writes, WRITE)
+        async with running(writer):
+            await more(writer)
+            with stopped(pair.second):
+                await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+                assert HostState.PRIMARY is it.database.status().hosts[0].state
+            await more(writer)
+
+    assert 0 == await ask(pair.first, READ)
+
+
+async def test_writes_leave_a_primary_that_never_answers_for_its_promoted_standby(
+    pair: Pair,
+) -> None:
+    """The standby says that it is one; nothing waits for the silent primary for ever."""
+    async with supervised(pair.dsn("postgres"), pace=QUICK, command_timeout_s=None) as it:
+        writer, reader = Client(it.writes, WRITE), Client(it.reads, READ)
+        async with running(writer, reader):
+            await more(writer)
+            await pair.caught_up()
+            with stopped(pair.first):
+                await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+                await more(reader)  # at the standby
+                await pair.promote_second()
+                await more(writer)
+                await more(reader)
+
+
+async def test_reads_see_what_was_written_though_a_standby_is_named_first(pair: Pair) -> None:
+    await ask(pair.second, "SELECT pg_wal_replay_pause()::text")
+    first, second = pair.dsn("postgres").split("host=")[1].split("&")[0].split(",")
+    dsn = pair.dsn("postgres").replace(f"{first},{second}", f"{second},{first}")
+    async with supervised(dsn) as it:
+        async with it.writes.connection() as connection:
+            await connection.execute(WRITE)
+        async with it.reads.connection() as connection:
+            assert 1 == await connection.fetchval(READ)
+
+
+async def test_reads_on_connections_for_writes_do_not_hide_that_writes_hang(pair: Pair) -> None:
+    await ask(pair.first, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await ask(pair.first, "SELECT pg_reload_conf()")
+    await ask(pair.first, PROBE)
+    async with supervised(pair.first.dsn("postgres"), pace=QUICK, command_timeout_s=None) as it:
+        writer, asker = Client(it.writes, WRITE), Client(it.writes, "SELECT 1")
+        async with running(writer, asker):
+            await more(writer)
+            os.kill(pair.second.pid, signal.SIGKILL)
+            await eventually(lambda: isinstance(_last(writer), DatabaseDown))
+
+
+async def test_promotion_behind_pgbouncer_is_seen(pair: Pair) -> None:
+    """PgBouncer repeats the greeting of the standby that it met first."""
+    with running_pgbouncer(pair.second.dsn("postgres"), server_connections=4) as dsn:
+        async with supervised(dsn, pace=QUICK, pooler=Pooler.PGBOUNCER) as it:
+            with pytest.raises(DatabaseUnavailable):
+                await it.writes.acquire()
+            await pair.promote_second()
+            writer = Client(it.writes, WRITE)
+            async with running(writer):
+                await more(writer)

@@ -22,7 +22,7 @@ def probe_of(dsn: str, *, role: str | None = None, answered_s: float = 0.0) -> H
         connector(dsn),
         clock=CLOCK,
         timeout_s=5.0,
-        answered_s=lambda _host, _access: answered_s,
+        answered_s=lambda _host, _writes: answered_s,
     )
 
 

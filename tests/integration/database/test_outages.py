@@ -3,14 +3,14 @@
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 
 import asyncpg
 import pytest
 from tests.conftest import temporary_server
 from tests.replication import ask
+from tests.stopping import stopped
 from tests.supervised import (
     DEADLINE_S,
     QUICK,
@@ -32,12 +32,18 @@ from tollkeeper.database.errors import (
     SchemaMissing,
     TooManyConnections,
 )
+from tollkeeper.database.limits import PoolLimits
+from tollkeeper.database.roles import HostCheck
 from tollkeeper.database.status import Access, Health, HostState
 from tollkeeper.kernel.breaker import BreakerState
 
 WRITE = "INSERT INTO marks DEFAULT VALUES"
 SESSIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollkeeper'"
 READ = "SELECT count(*) FROM marks"
+END_CHECKS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE application_name = 'tollkeeper health'
+"""
 
 
 @pytest.fixture
@@ -235,34 +241,6 @@ async def owner(dsn: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-class stopped:  # noqa: N801  # reads as a state
-    """Stop all processes of a server during the block: it accepts, and never answers."""
-
-    def __init__(self, server: EmbeddedServer) -> None:
-        self._server = server
-
-    def __enter__(self) -> None:
-        pid = self._server.pid
-        self._pids = [pid, *children_of(pid)]
-        for each in self._pids:
-            os.kill(each, signal.SIGSTOP)
-
-    def __exit__(self, *_: object) -> None:
-        for each in self._pids:
-            os.kill(each, signal.SIGCONT)
-
-
-def children_of(pid: int) -> list[int]:
-    """Return the processes that a process has started (proc(5): the parent is field 4)."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
-            number, _, rest = path.read_text().partition(" (")
-            if int(rest.rpartition(")")[2].split()[1]) == pid:
-                found.append(int(number))
-    return found
-
-
 async def _works(it: Supervised) -> bool:
     try:
         async with it.writes.connection() as connection:
@@ -291,3 +269,62 @@ async def test_pool_that_pauses_after_a_failure_goes_on_when_another_one_gets_th
             await held.fetchval("SELECT 1")
         async with later.connection() as connection:
             assert "made_later" == await connection.fetchval("SELECT current_user")
+
+
+async def test_check_that_finds_no_place_does_not_end_what_works(mortal: EmbeddedServer) -> None:
+    """The server is full, and the check's own connection was lost: the server was not."""
+    await ask(mortal, "CREATE ROLE few LOGIN CONNECTION LIMIT 3")
+    await ask(mortal, "GRANT ALL ON marks TO few")
+    dsn = mortal.dsn("postgres").replace("tollkeeper@", "few@")
+    async with supervised(dsn, pace=QUICK, size=1) as it:
+        writer, reader = clients_of(it)
+        async with running(writer, reader):
+            await more(writer)
+            await more(reader)
+            await ask(mortal, END_CHECKS)
+            others = await asyncpg.connect(dsn)  # its place is taken
+            for _ in range(5):
+                it.database.monitor.suspect()
+                await eventually(lambda: it.database.status().hosts[0].fault is not None)
+                await more(writer)
+                await more(reader)
+            status = it.database.status()
+            await others.close()
+
+    assert "too many connections" in (status.hosts[0].fault or "")
+    assert [0, 0] == [breaker.opened_total for breaker in status.breakers]
+    assert [] == [*writer.failures, *reader.failures]
+
+
+async def test_checks_go_on_after_one_that_failed_in_an_unforeseen_way(
+    mortal: EmbeddedServer,
+) -> None:
+    async with supervised(mortal.dsn("postgres"), pace=QUICK) as it:
+        monitor, judge = it.database.monitor, it.database.monitor._judge
+        failed = asyncio.Event()
+
+        def broken(checks: Sequence[HostCheck]) -> float | None:
+            failed.set()
+            monitor._judge = judge
+            raise KeyError("nobody thought of this")
+
+        monitor._judge = broken
+        monitor.suspect()
+        await failed.wait()
+        before = it.database.checks.total
+        await eventually(lambda: it.database.checks.total > before + 1)
+
+
+async def test_who_holds_a_connection_for_longer_than_anything_takes_is_cut_off(
+    mortal: EmbeddedServer,
+) -> None:
+    """A network that swallows what flows keeps no lane, though new connections work."""
+    async with supervised(mortal.dsn("postgres"), command_timeout_s=None) as it:
+        limits = PoolLimits(cut_held_s=0.2, tick_s=0.01)
+        lanes = it.database.pool("lanes", access=Access.WRITE, size=1, limits=limits)
+        with pytest.raises(DatabaseUnavailable):
+            async with lanes.connection() as connection:
+                await connection.execute("SELECT pg_sleep(600)")
+        async with lanes.connection() as connection:
+            assert 1 == await connection.fetchval("SELECT 1")
+        assert 1 == lanes.status().lost_total

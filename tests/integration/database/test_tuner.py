@@ -55,7 +55,7 @@ async def crowd(pool: Pool, callers: int) -> None:
 async def test_pool_whose_callers_wait_grows_and_says_why(make_pool: MakePool) -> None:
     pool = make_pool(2)
     tuner = tuner_of(pool, plan())
-    tuner.learn(max_connections=100, reserved=3)
+    tuner.learn(100, 3)
 
     await crowd(pool, 150)
     with capture_logs() as logs:
@@ -71,7 +71,7 @@ async def test_pool_whose_callers_wait_grows_and_says_why(make_pool: MakePool) -
 async def test_waits_of_the_window_before_count_no_more(make_pool: MakePool) -> None:
     pool = make_pool(2)
     tuner = tuner_of(pool, plan())
-    tuner.learn(max_connections=100, reserved=3)
+    tuner.learn(100, 3)
 
     await crowd(pool, 150)
     for end_s in (31.0, 62.0, 93.0, 124.0, 155.0):
@@ -85,7 +85,7 @@ async def test_replicas_together_leave_what_others_need(make_pool: MakePool, rep
     pool = make_pool(2)
     tuner = tuner_of(pool, plan(replicas=replicas))
 
-    tuner.learn(max_connections=100, reserved=3)
+    tuner.learn(100, 3)
 
     assert tuner.budget is not None
     assert replicas * (tuner.budget + 6) + 10 + 3 <= 100
@@ -98,8 +98,8 @@ async def test_server_with_less_room_than_the_pool_is_obeyed(
     tuner = tuner_of(pool, plan(floor=8))
 
     with capture_logs() as logs:
-        tuner.learn(max_connections=22, reserved=3)
-        tuner.learn(max_connections=22, reserved=3)
+        tuner.learn(22, 3)
+        tuner.learn(22, 3)
         tuner.tick(31.0)
 
     assert ["database.pool_exceeds_server", "database.pool_tuned"] == [e["event"] for e in logs]
@@ -112,7 +112,7 @@ async def test_nothing_is_decided_before_the_server_was_asked(make_pool: MakePoo
 
     await crowd(pool, 150)
     tuner.tick(31.0)
-    tuner.learn(max_connections=100, reserved=3)
+    tuner.learn(100, 3)
     tuner.tick(62.0)
 
     assert 2 == pool.status().size
@@ -124,7 +124,7 @@ async def test_refusals_shrink_the_pool(make_pool: MakePool) -> None:
     refusals = [0]
     pool = make_pool(20)
     tuner = tuner_of(pool, plan(), refusals)
-    tuner.learn(max_connections=100, reserved=3)
+    tuner.learn(100, 3)
 
     refusals[0] = 4
     tuner.tick(31.0)

@@ -19,7 +19,10 @@ SELECT
             AND EXISTS (SELECT FROM pg_stat_wal_receiver)
             THEN 0
         ELSE extract(EPOCH FROM clock_timestamp() - pg_last_xact_replay_timestamp())
-    END::double precision AS lag_s
+    END::double precision AS lag_s,
+    current_setting('max_connections')::integer AS max_connections,
+    current_setting('superuser_reserved_connections')::integer
+    + coalesce(current_setting('reserved_connections', true)::integer, 0) AS reserved
 
 -- probe_write --
 -- Write to the one row, unless another process does at this moment.
@@ -44,9 +47,6 @@ SELECT
     1 AS rows,
     (pg_logical_emit_message(true, 'tollkeeper.health', '') IS NOT NULL)::integer AS written
 
--- server_limits --
--- How many connections the server takes, and how many of them are not for us.
-SELECT
-    current_setting('max_connections')::integer AS max_connections,
-    current_setting('superuser_reserved_connections')::integer
-    + coalesce(current_setting('reserved_connections', true)::integer, 0) AS reserved
+-- takes_no_writes --
+-- Behind a pooler the greeting is of whichever server it met first.
+SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::boolean
