@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 
 import asyncpg
 from tests.supervised import CLOCK, eventually, supervised
@@ -197,3 +198,18 @@ class _Found:
 
     async def check(self) -> HostCheck:
         return self._check
+
+
+async def test_answer_that_came_while_this_process_was_busy_is_an_answer(
+    credits_dsn: str,
+) -> None:
+    probe = probe_of(credits_dsn)
+    await probe.check()
+    probe._timeout_s = 0.2
+    checking = asyncio.create_task(probe.check())
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    time.sleep(0.4)  # noqa: ASYNC251  # what a busy event loop is
+
+    assert (HostState.PRIMARY, Probe.WRITTEN) == ((await checking).state, probe.last.probe)
+    await probe.close()
