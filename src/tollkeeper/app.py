@@ -70,6 +70,10 @@ GRACE_S = 2.0
 READY_PERIOD_S = 1.0
 """How often a service that is not ready looks by itself whether it is."""
 
+READY_POLL_S = 0.02
+SHARE_WAIT_S = 2.0
+"""A process that shares its port waits so long for being ready, before it listens."""
+
 READY_TIMEOUT_S = 1.0
 """The readiness check answers within this time, whatever the database does."""
 
@@ -141,6 +145,13 @@ class Readiness:
                 _log.info("service.ready")
             self._last = found
         return found
+
+    async def wait(self, limit_s: float) -> None:
+        """Return when nothing is missing, or after `limit_s`; the log is not told of it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while await self._missing():
+                    await self.runtime.clock.sleep(READY_POLL_S)
 
     async def _missing(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -297,6 +308,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         )
         server = _Server(config)
         quiet_collector()
+        if settings.share_port:
+            # From when it listens it takes its share of what others would answer.
+            await readiness.wait(SHARE_WAIT_S)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
