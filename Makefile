@@ -34,6 +34,7 @@ test: $(STAMP) ## all tests, on a real PostgreSQL for each of as many processes 
 	@$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report= $(ARGS)
 	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=95
 	@$(BIN)/coverage report --include='src/tollkeeper/access/*' --fail-under=95
+	@$(BIN)/coverage report --include='src/tollkeeper/database/*' --fail-under=90
 
 check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
 	$(BIN)/ruff format --check .

@@ -324,12 +324,12 @@ async def test_many_statements_that_fail_of_one_shutdown_expire_one_generation(
 
     sleepers = [asyncio.create_task(sleep()) for _ in range(8)]
     await together.wait()
-    asleep = 0
-    while asleep < 8:
-        asleep = await observer.fetchval(
+    async with asyncio.timeout(DEADLINE_S):
+        while 8 > await observer.fetchval(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND wait_event = 'PgSleep'"
-        )
+        ):
+            await asyncio.sleep(0.01)
     await observer.fetch(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND wait_event = 'PgSleep'"
@@ -537,12 +537,12 @@ async def test_a_thousand_random_cancellations_leak_nothing_and_leave_nothing_di
             timeouts.append(await connection.fetchval("SHOW statement_timeout"))
     assert ["0"] * 4 == timeouts
     assert await pool.drain(DEADLINE_S)
-    left = 1
-    while left:
-        left = await observer.fetchval(
+    async with asyncio.timeout(DEADLINE_S):
+        while await observer.fetchval(
             "SELECT count(*) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
+        ):
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("minimum", [-1, 3])
