@@ -14,9 +14,8 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from enum import Enum
-from types import TracebackType
-from typing import Self
-from urllib.parse import parse_qs, urlsplit
+
+from tests.proxy import PostgresProxy
 
 _COMMIT_STATEMENT = b"WITH moved AS"
 _HEADER = struct.Struct(">cI")
@@ -31,56 +30,21 @@ class Cut(Enum):
     DELAY = "delay"
 
 
-class CuttingProxy:
+class CuttingProxy(PostgresProxy):
     """Listens on loopback, and does to each commit what `cuts` says; then lets everything pass."""
 
     def __init__(self, dsn: str, cuts: Iterable[Cut]) -> None:
-        parts = urlsplit(dsn)
-        place = parse_qs(parts.query)
-        self._socket = f"{place['host'][0]}/.s.PGSQL.{place['port'][0]}"
-        self._login = f"{parts.username}@", parts.path
-        self._tasks: set[asyncio.Task[None]] = set()
+        super().__init__(dsn)
         self.cuts = deque(cuts)
         self.has_cut = asyncio.Event()
         self.held = asyncio.Event()
         self.go_on = asyncio.Event()
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    @property
-    def dsn(self) -> str:
-        """Return the address of the same database through this proxy."""
-        port = self._server.sockets[0].getsockname()[1]
-        user, database = self._login
-        return f"postgresql://{user}127.0.0.1:{port}{database}?sslmode=disable"
-
-    async def _serve(
-        self, client_reader: asyncio.StreamReader, client_writer: asyncio.StreamWriter
-    ) -> None:
-        reader, writer = await asyncio.open_unix_connection(self._socket)
-        session = _Session(self, (client_reader, client_writer), (reader, writer))
-        pumps = [asyncio.create_task(session.to_server()), asyncio.create_task(session.to_client())]
-        self._tasks.update(pumps)
-        await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        for pump in pumps:
-            pump.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-        self._tasks.difference_update(pumps)
-        for end in (client_writer, writer):
-            end.transport.abort()
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what both ends say, and cut."""
+        server = await self.connect()
+        session = _Session(self, (reader, writer), server)
+        await self.pump([session.to_server(), session.to_client()], [writer, server[1]])
 
 
 class _Session:

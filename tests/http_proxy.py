@@ -9,9 +9,9 @@ import random
 import re
 from collections.abc import Sequence
 from enum import Enum
-from types import TracebackType
-from typing import Self
 from urllib.parse import urlsplit
+
+from tests.proxy import Proxy
 
 _LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)\r\n")
 
@@ -26,38 +26,23 @@ class Fate(Enum):
     LOSE_ANSWER = "lose answer"
 
 
-class HttpProxy:
+class HttpProxy(Proxy):
     """Listens on loopback before the service at `url`; `late` are requests yet to be sent again."""
 
     def __init__(self, url: str, fates: Sequence[Fate], dice: random.Random) -> None:
+        super().__init__()
         place = urlsplit(url)
         self._service = place.hostname, place.port
         self._fates = fates
         self._dice = dice
-        self._tasks: set[asyncio.Task[None]] = set()
         self.seen: dict[Fate, int] = dict.fromkeys(Fate, 0)
         self.late: list[tuple[bytes, bytes]] = []
         self.twice: list[tuple[bytes, bytes]] = []
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     @property
     def url(self) -> str:
         """Return the address of the service through this proxy."""
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{self.port}"
 
     async def send_late(self) -> list[tuple[bytes, bytes]]:
         """Send again what was kept back; return the first answer and the second, for each."""
@@ -72,7 +57,8 @@ class HttpProxy:
         finally:
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Do to each request what its fate says."""
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
