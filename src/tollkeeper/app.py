@@ -150,7 +150,7 @@ class Readiness:
         """Return when nothing is missing, or after `limit_s`; the log is not told of it."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while await self._missing():
+                while not self.draining and await self._missing():
                     await self.runtime.clock.sleep(READY_POLL_S)
 
     async def _missing(self) -> dict[str, str]:
@@ -168,6 +168,8 @@ class Readiness:
             found["schema"] = str(error)
         except (DatabaseError, OSError, TimeoutError) as error:
             found["database"] = str(error) or "no answer in time"
+        except Exception as error:  # noqa: BLE001  # whatever keeps it from answering is a fault
+            found["database"] = f"it refuses what a service needs: {error}"
         else:
             if missing:
                 found["schema"] = f"{len(missing)} migrations are pending; run `tollkeeper migrate`"
@@ -308,13 +310,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         )
         server = _Server(config)
         quiet_collector()
-        if settings.share_port:
-            # From when it listens it takes its share of what others would answer.
-            await readiness.wait(SHARE_WAIT_S)
 
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _leave, number, server, readiness, settings)
+        if settings.share_port:
+            # From when it listens it takes its share of what others would answer.
+            await readiness.wait(SHARE_WAIT_S)
         _log.info("service.listening", host=settings.host, port=settings.credits_port)
         telling = asyncio.create_task(_tell_when_ready(readiness, runtime.clock))
         try:

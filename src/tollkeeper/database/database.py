@@ -155,7 +155,7 @@ class Database:
             host = await self._home(access)
             connection = await connects[host]()
             self._places.note_connected(connection, host)
-            if access is Access.READ or await self._takes_writes(connection):
+            if access is Access.READ or await self._takes_writes(connection, host):
                 return connection
             await close_gently(connection, CLOSE_TIMEOUT_S)
             raise ReadOnlyServer(reason=f"{host} takes no writes")
@@ -290,10 +290,19 @@ class Database:
             raise DatabaseUnavailable(reason=self.reason)
         return host
 
-    async def _takes_writes(self, connection: Connection) -> bool:
+    async def _takes_writes(self, connection: Connection, host: Host) -> bool:
         """Say whether a server takes writes: by its greeting, which costs no round trip."""
         if is_pooled(connection):
-            return not await connection.fetchval(self._queries["takes_no_writes"])
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    return not await connection.fetchval(self._queries["takes_no_writes"])
+            except Exception as error:  # noqa: BLE001  # as whatever fails while connecting
+                connection.terminate()
+                reason = f"{host} was asked in vain: {str(error) or type(error).__name__}"
+                raise DatabaseUnavailable(reason=reason) from None
+            except asyncio.CancelledError:
+                connection.terminate()
+                raise
         settings = connection.get_settings()
         return "on" not in {
             getattr(settings, "in_hot_standby", "off"),
@@ -357,7 +366,8 @@ class Database:
     def _move(self, move: Move) -> None:
         """Have pools connect somewhere else."""
         for pool in self._pools_of(move.access):
-            if move.former is not None and move.is_former_silent:
+            if move.former is not None and (move.is_former_silent or pool.access is Access.WRITE):
+                # A commit over there would be lost, or wait for ever; its key tells what became.
                 pool.hang_up()
             elif move.former is not None:
                 pool.expire()

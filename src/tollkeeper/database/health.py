@@ -41,7 +41,10 @@ LAG_S = 0.1
 """So long an answer is looked for after its limit: it may have come while this process was busy."""
 
 ANSWERING_S = 1.0
-"""A host whose last good answer is no older is not lost, whatever else fails."""
+"""What was answered no longer ago than this is answered now."""
+
+CONFIRM_S = 0.25
+"""A host that cannot be connected to is lost, unless a statement is answered within this time."""
 
 CANNOT_WRITE_STATES = ("25006", "53", "57014", "58", "XX")
 """Read-only, no disk or memory left, out of time, input/output error, corruption: what writes would
@@ -91,6 +94,7 @@ class HostProbe:
     ) -> None:
         self.host = host
         self.last = HostCheck(host=host, state=HostState.UNKNOWN)
+        self._said = self.last
         self.checked_at: datetime | None = None
         self._connect = connect
         self._connect_plainly = connect_plainly
@@ -106,13 +110,13 @@ class HostProbe:
         began_s = self._clock.monotonic_s()
         self._is_writing = False
         try:
-            self.last = await self._check_in_time()
+            self.last = self._said = await self._check_in_time()
         except TimeoutError:
             self._drop()
             self.last = self._out_of_time(began_s)
         except Exception as error:  # noqa: BLE001  # in whatever way a check fails, that is its result
             self._drop()
-            self.last = self._failed(error)
+            self.last = await self._failed(error)
         self.checked_at = self._clock.now()
         return self.last
 
@@ -201,7 +205,7 @@ class HostProbe:
             return self._as_before(f"{fault}; others were")
         return HostCheck(host=self.host, state=state, probe=probe, fault=fault)
 
-    def _failed(self, error: Exception) -> HostCheck:
+    async def _failed(self, error: Exception) -> HostCheck:
         """Judge a host to which the check could not connect, or that it lost.
 
         A server that has no place left for a check is not lost, nor is one whose statements are
@@ -209,14 +213,17 @@ class HostProbe:
         """
         fault = error.reason if isinstance(error, DatabaseUnavailable) else str(error)
         fault = fault or type(error).__name__
-        answered_s = self._answered_s(self.host, False)
-        is_answering = self._clock.monotonic_s() - answered_s < ANSWERING_S
-        if is_answering or isinstance(error, TooManyConnections):
+        if isinstance(error, TooManyConnections):
+            return self._as_before(fault)
+        failed_s = self._clock.monotonic_s()
+        await self._clock.sleep(CONFIRM_S)
+        if self._answered_s(self.host, False) > failed_s:
             return self._as_before(fault)
         return HostCheck(host=self.host, state=HostState.OFFLINE, fault=fault)
 
     def _as_before(self, fault: str) -> HostCheck:
-        return replace(self.last, latency_s=None, fault=fault)
+        """Return what the host last said itself: this check proved nothing."""
+        return replace(self._said, latency_s=None, fault=fault)
 
     def _drop(self) -> None:
         if self._connection is not None:

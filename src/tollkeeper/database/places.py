@@ -20,8 +20,8 @@ from tollkeeper.database.status import Access, HostState
 PATIENCE = 3
 """Rounds in a row without a primary, before reads go to a standby."""
 
-_WRITING = ("COMMIT", "WITH", "INSERT", "UPDATE", "DELETE")
-"""Beginnings of statements whose answer says that something was written."""
+_WRITING = ("WITH", "INSERT", "UPDATE", "DELETE")
+"""Beginnings of statements that, outside of a unit of work, have written when they are answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class Places:
         self._checks: dict[Host, HostCheck] = {}
         self._rounds_without_primary = 0
         self._leads: WeakKeyDictionary[Connection, Host] = WeakKeyDictionary()
+        self._units: WeakKeyDictionary[Connection, bool] = WeakKeyDictionary()
+        """Connections inside a unit of work, and whether it may write."""
         self._answered_s: dict[tuple[Host, bool], float] = {}
         self._served_s = dict.fromkeys(Access, 0.0)
         self.choice = Choice()
@@ -61,7 +63,7 @@ class Places:
     def note_answer(self, connection: Connection, access: Access, statement: str) -> None:
         """Take note of a statement that succeeded."""
         now_s = self._now_s()
-        has_written = statement.startswith(_WRITING)
+        has_written = self._has_written(connection, statement) and access is Access.WRITE
         if access is Access.READ or has_written:
             self._served_s[access] = now_s
         host = self._leads.get(connection)
@@ -69,6 +71,15 @@ class Places:
             self._answered_s[host, False] = now_s
             if has_written:
                 self._answered_s[host, True] = now_s
+
+    def _has_written(self, connection: Connection, statement: str) -> bool:
+        """Say whether an answered statement proves a write: inside a unit only its COMMIT does."""
+        if statement.startswith("BEGIN"):
+            self._units[connection] = "READ ONLY" not in statement
+            return False
+        if statement.startswith(("COMMIT", "ROLLBACK;")):
+            return self._units.pop(connection, False) and statement.startswith("COMMIT")
+        return connection not in self._units and statement.startswith(_WRITING)
 
     def served_s(self, access: Access) -> float:
         """Return when a pool last did what it is for: read, or written."""
@@ -84,8 +95,8 @@ class Places:
         Before there is one: whether all hosts said so.
         """
         home = self.home(Access.WRITE)
-        asked = self._checks.values() if home is None else [self._checks[home]]
-        return all(check.says_read_only for check in asked)
+        asked = [check for host, check in self._checks.items() if home in {None, host}]
+        return bool(asked) and all(check.says_read_only for check in asked)
 
     def judge(self, checks: Sequence[HostCheck]) -> tuple[Move, ...]:
         """Draw from a round of checks where to connect; return what changes."""

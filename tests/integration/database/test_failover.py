@@ -275,3 +275,23 @@ async def test_promotion_behind_pgbouncer_is_seen(pair: Pair) -> None:
             writer = Client(it.writes, WRITE)
             async with running(writer):
                 await more(writer)
+
+
+async def test_commits_at_a_former_primary_do_not_wait_for_their_standby_for_ever(
+    pair: Pair,
+) -> None:
+    """It was promoted; the former primary lives, and waits for it with every commit."""
+    await ask(pair.first, "ALTER SYSTEM SET synchronous_standby_names = '*'")
+    await ask(pair.first, "SELECT pg_reload_conf()")
+    await ask(pair.first, PROBE)
+    await pair.caught_up()
+    async with supervised(pair.dsn("postgres"), pace=QUICK, command_timeout_s=None) as it:
+        writers = [Client(it.writes, WRITE) for _ in range(8)]
+        async with running(*writers):
+            for writer in writers:
+                await more(writer)
+            await pair.promote_second()
+            for writer in writers:
+                await more(writer)
+
+        assert it.database.status().hosts[1].is_writes

@@ -1,5 +1,10 @@
 """Where pools connect, round after round."""
 
+from typing import cast
+
+import pytest
+
+from tollkeeper.database.driver import Connection
 from tollkeeper.database.dsn import Host
 from tollkeeper.database.places import Places
 from tollkeeper.database.roles import HostCheck
@@ -78,3 +83,42 @@ def test_promotion_moves_both_at_once() -> None:
     assert all(move.is_former_silent for move in moves)
     assert () == places.judge([primary(A, 1), offline(B)])
     assert B == places.home(Access.WRITE)
+
+
+class _Flow:
+    """Stands for a connection: a thing that can be remembered."""
+
+
+def written_after(*statements: str, access: Access = Access.WRITE) -> bool:
+    now_s = iter(range(1, 100))
+    places = Places([A], now_s=lambda: float(next(now_s)))
+    flow = cast("Connection", _Flow())
+    places.note_connected(flow, A)
+    for statement in statements:
+        places.note_answer(flow, access, statement)
+    assert places.answered_s(A, writes=False) == len(statements)
+    return places.answered_s(A, writes=True) == len(statements)
+
+
+@pytest.mark.parametrize(
+    ("statements", "has_written"),
+    [
+        (["SELECT 1"], False),
+        (["INSERT INTO t VALUES (1)"], True),
+        (["WITH moved AS (UPDATE t SET a = 1) SELECT 1"], True),
+        (["BEGIN;", "INSERT INTO t VALUES (1)"], False),
+        (["BEGIN;", "INSERT INTO t VALUES (1)", "COMMIT;"], True),
+        (["BEGIN;", "INSERT INTO t VALUES (1)", "ROLLBACK;"], False),
+        (["BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY;", "SELECT 1", "COMMIT;"], False),
+        (["BEGIN;", "COMMIT;", "UPDATE t SET a = 1"], True),
+        (["COMMIT;"], False),
+    ],
+)
+def test_only_what_is_committed_has_been_written(statements: list[str], has_written: bool) -> None:
+    assert has_written is written_after(*statements)
+    assert written_after(*statements, access=Access.READ) is False
+
+
+def test_nobody_said_anything_before_the_first_round() -> None:
+    assert not places_of(A).says_read_only()
+    assert not places_of(A, B).says_read_only()
