@@ -233,7 +233,7 @@ async def test_a_balancer_that_follows_readiness_sees_no_failure(
         databases.fresh("credits") as credits_dsn,
         databases.fresh("access") as access_dsn,
         running_service(
-            credits_dsn, access_dsn, tmp_path, settings={"TOLLKEEPER_DRAIN_GRACE_S": "1"}
+            credits_dsn, access_dsn, tmp_path, settings={"TOLLKEEPER_DRAIN_GRACE_S": "2"}
         ) as service,
     ):
         headers = {"Authorization": f"Bearer {service.api_key}"}

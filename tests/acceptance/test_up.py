@@ -234,6 +234,8 @@ def test_a_killed_database_is_started_again(tmp_path: Path) -> None:
         wait_until(lambda: answers(running))
 
         assert running.child("postgres -D") != killed
+        # Reads and writes are let through again each in its own time.
+        wait_until(lambda: topped_up(running, 500, "first").status_code == 201)
         replay = topped_up(running, 500, "first")
         assert replay.headers["Idempotent-Replayed"] == "true"
         assert balance(running) == 500
