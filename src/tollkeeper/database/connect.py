@@ -25,12 +25,13 @@ from tollkeeper.database.errors import (
     PoolTimeout,
     ReadOnlyServer,
     SchemaMissing,
+    TooManyConnections,
 )
 from tollkeeper.database.pgbouncer import PooledConnection, is_pooled
 from tollkeeper.database.pooler import Pooler
-from tollkeeper.database.queries import load_queries
 from tollkeeper.database.refusals import (
     CONNECTING_ERRORS,
+    TOO_MANY_CONNECTIONS,
     is_quotable,
     refusal,
 )
@@ -81,7 +82,6 @@ def connector(
     command_timeout_s: float | None = None,
     pooler: Pooler = Pooler.NONE,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
-    takes_writes: bool = False,
 ) -> Callable[[], Awaitable[Connection]]:
     """Return a function that opens one connection to `dsn`, acting as `role`, with `settings`.
 
@@ -89,8 +89,6 @@ def connector(
     PgBouncer they travel with every BEGIN. `host` stands for all hosts of the DSN.
     `command_timeout_s` is the driver's own limit on every statement, for a server that accepts and
     never answers: the server's `statement_timeout` is useless then.
-
-    With `takes_writes` a server that takes none is refused (`ReadOnlyServer`).
 
     The function raises `SchemaMissing` where there is no such role, `DatabaseMisconfigured` where
     nothing helps but a change, `DatabaseUnavailable` whatever else the reason; none shows a secret.
@@ -113,8 +111,6 @@ def connector(
         try:
             _notice_silence(connection)
             await _settle_in(connection, role, settings)
-            if takes_writes:
-                await _refuse_read_only(connection, where)
         except BaseException:
             connection.terminate()
             raise
@@ -185,22 +181,6 @@ async def _settle_in(connection: Connection, role: str | None, settings: Mapping
         connection.bring(role=role, settings=local)
         async with connection.transaction():
             pass
-
-
-async def _refuse_read_only(connection: Connection, where: str) -> None:
-    """Refuse a server that takes no writes: by its greeting, which costs no round trip.
-
-    PgBouncer repeats the greeting of whichever server it met first: there it is asked.
-    """
-    if is_pooled(connection):
-        query = load_queries("tollkeeper.database")["takes_no_writes"]
-        takes_none: bool = await connection.fetchval(query)
-    else:
-        settings = connection.get_settings()
-        names = ("in_hot_standby", "default_transaction_read_only")
-        takes_none = "on" in {getattr(settings, name, "off") for name in names}
-    if takes_none:
-        raise ReadOnlyServer(reason=f"{where} takes no writes")
 
 
 async def close_gently(connection: Connection, timeout_s: float) -> None:
@@ -277,6 +257,13 @@ def is_read_only(error: BaseException | None) -> bool:
     if isinstance(error, asyncpg.PostgresError):
         return bool(error.sqlstate == READ_ONLY)
     return isinstance(error, ReadOnlyServer)
+
+
+def is_too_many(error: BaseException | None) -> bool:
+    """Say whether the server has no connection left for us."""
+    if isinstance(error, asyncpg.PostgresError):
+        return bool(error.sqlstate == TOO_MANY_CONNECTIONS)
+    return isinstance(error, TooManyConnections)
 
 
 def translated(error: Exception) -> DatabaseError | None:

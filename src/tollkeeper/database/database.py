@@ -17,12 +17,16 @@ from typing import Final, Self
 
 import structlog
 
-from tollkeeper.database.connect import connector
+from tollkeeper.database.connect import (
+    close_gently,
+    connector,
+)
 from tollkeeper.database.driver import Connection, LoggedQuery
 from tollkeeper.database.dsn import Dsn, Host
 from tollkeeper.database.errors import (
     DatabaseDown,
     DatabaseUnavailable,
+    ReadOnlyServer,
     TooManyConnections,
 )
 from tollkeeper.database.health import ANSWERING_S, HealthMonitor, HostProbe, Pace
@@ -30,9 +34,11 @@ from tollkeeper.database.health import SESSION_SETTINGS as CHECK_SETTINGS
 from tollkeeper.database.histogram import Histogram
 from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.opening import SAYS_WHY, ConnectLimiter, Guard, Ties
+from tollkeeper.database.pgbouncer import is_pooled
 from tollkeeper.database.places import Move, Places
-from tollkeeper.database.pool import Pool
+from tollkeeper.database.pool import CLOSE_TIMEOUT_S, Pool
 from tollkeeper.database.pooler import Pooler
+from tollkeeper.database.queries import load_queries
 from tollkeeper.database.roles import HostCheck
 from tollkeeper.database.slot import Slot
 from tollkeeper.database.slow import SlowQueries, failure_of
@@ -84,6 +90,7 @@ class Database:
         self._jitter = jitter
         self._pooler = pooler
         self._pace = pace or Pace()
+        self._queries = load_queries("tollkeeper.database")
         self._pools: dict[str, Pool] = {}
         self._limiter = ConnectLimiter(clock)
         self._places = Places(dsn.hosts, now_s=clock.monotonic_s)
@@ -140,7 +147,6 @@ class Database:
                 command_timeout_s=command_timeout_s,
                 pooler=self._pooler,
                 connect_timeout_s=CONNECT_TIMEOUT_S,
-                takes_writes=access is Access.WRITE,
             )
             for host in self._dsn.hosts
         }
@@ -149,7 +155,10 @@ class Database:
             host = await self._home(access)
             connection = await connects[host]()
             self._places.note_connected(connection, host)
-            return connection
+            if access is Access.READ or await self._takes_writes(connection, host):
+                return connection
+            await close_gently(connection, CLOSE_TIMEOUT_S)
+            raise ReadOnlyServer(reason=f"{host} takes no writes")
 
         pool = Pool(
             connect,
@@ -280,6 +289,25 @@ class Database:
         if host is None:
             raise DatabaseUnavailable(reason=self.reason)
         return host
+
+    async def _takes_writes(self, connection: Connection, host: Host) -> bool:
+        """Say whether a server takes writes: by its greeting, which costs no round trip."""
+        if is_pooled(connection):
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                    return not await connection.fetchval(self._queries["takes_no_writes"])
+            except Exception as error:  # noqa: BLE001  # as whatever fails while connecting
+                connection.terminate()
+                reason = f"{host} was asked in vain: {str(error) or type(error).__name__}"
+                raise DatabaseUnavailable(reason=reason) from None
+            except asyncio.CancelledError:
+                connection.terminate()
+                raise
+        settings = connection.get_settings()
+        return "on" not in {
+            getattr(settings, "in_hot_standby", "off"),
+            getattr(settings, "default_transaction_read_only", "off"),
+        }
 
     # What the pools tell -------------------------------------------------------------------------
 

@@ -4,6 +4,8 @@ Who answers a request says once until when an answer is of use; every acquire be
 longer. Nothing is cancelled by it: `asyncio.timeout` does that.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from tollkeeper.kernel.clock import Clock
@@ -12,9 +14,23 @@ _until_s: ContextVar[float | None] = ContextVar("tollkeeper.deadline", default=N
 
 
 def begin(duration_s: float, clock: Clock) -> None:
-    """Set the deadline of this task, and of those it starts, `duration_s` from now at most."""
-    until_s, outer_s = clock.monotonic_s() + duration_s, _until_s.get()
-    _until_s.set(until_s if outer_s is None else min(outer_s, until_s))
+    """Set the deadline of this task, and of those it starts, `duration_s` from now."""
+    _until_s.set(clock.monotonic_s() + duration_s)
+
+
+@contextmanager
+def within(duration_s: float, clock: Clock) -> Iterator[None]:
+    """Let every acquire in the block wait until `duration_s` from now at most; nests by the least.
+
+    Tasks that are started inside inherit it.
+    """
+    until_s = clock.monotonic_s() + duration_s
+    outer_s = _until_s.get()
+    token = _until_s.set(until_s if outer_s is None else min(outer_s, until_s))
+    try:
+        yield
+    finally:
+        _until_s.reset(token)
 
 
 def remaining_s(clock: Clock) -> float | None:

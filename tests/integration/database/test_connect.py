@@ -18,6 +18,7 @@ from tollkeeper.database.connect import (
     is_connection_lost,
     is_generation_over,
     is_retryable,
+    is_too_many,
 )
 from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.errors import (
@@ -125,7 +126,9 @@ async def test_server_without_a_free_connection_says_so(empty_dsn: str) -> None:
     try:
         with pytest.raises(TooManyConnections, match="too many connections") as caught:
             await connector(empty_dsn.replace("tollkeeper@", f"{role}@"))()
-        assert isinstance(caught.value.__cause__, asyncpg.TooManyConnectionsError)
+        assert is_too_many(caught.value)
+        assert is_too_many(caught.value.__cause__)
+        assert not is_too_many(DatabaseUnavailable(reason="away"))
     finally:
         await owner.execute(f"DROP ROLE {role}")
         await owner.close()

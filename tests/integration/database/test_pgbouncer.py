@@ -12,6 +12,7 @@ from tollkeeper.database.connect import (
     close_gently,
     connector,
     is_connection_lost,
+    is_too_many,
 )
 from tollkeeper.database.copying import copy_rows
 from tollkeeper.database.driver import Connection
@@ -321,6 +322,7 @@ async def test_full_pooler_is_a_server_without_connections(empty_dsn: str) -> No
                 await close_gently(each, 5)
 
     assert {TooManyConnections} == {type(each) for each in refused}
+    assert all(is_too_many(each) for each in refused)
 
 
 async def test_what_the_pooler_refuses_itself_is_misconfigured(empty_dsn: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tollkeeper.database.connect import connector
-from tollkeeper.database.deadline import begin
+from tollkeeper.database.deadline import within
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import (
     DatabaseBusy,
@@ -217,9 +217,8 @@ async def test_deadline_of_the_request_ends_the_wait(make_pool: MakePool) -> Non
     held = await pool.acquire()
 
     async def answer() -> None:
-        begin(0.01, CLOCK)
-        begin(DEADLINE_S, CLOCK)  # no later deadline takes the place of an earlier one
-        await pool.acquire()
+        with within(0.01, CLOCK), within(DEADLINE_S, CLOCK):
+            await pool.acquire()
 
     with pytest.raises(PoolTimeout) as caught:
         await asyncio.create_task(answer())
