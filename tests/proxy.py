@@ -1,13 +1,14 @@
 """What listens on loopback before something else, and what lies in front of PostgreSQL."""
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, urlsplit
 
 
-class Proxy:
+class Proxy(ABC):
     """Listens on a free port during a block; each connection is `serve`d in a task of its own."""
 
     def __init__(self) -> None:
@@ -34,9 +35,9 @@ class Proxy:
         port: int = self._server.sockets[0].getsockname()[1]
         return port
 
+    @abstractmethod
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection."""
-        raise NotImplementedError
 
 
 class PostgresProxy(Proxy):
