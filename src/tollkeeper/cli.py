@@ -14,7 +14,6 @@ import typer
 
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
-from tollkeeper.config import check_session, read_settings
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.freeze_cli import app as credits_app
 from tollkeeper.database.cli import app as db_app
@@ -23,7 +22,9 @@ from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import system_entropy
-from tollkeeper.migrate.cli import migrate_command
+from tollkeeper.migrate.cli import app as migrate_app
+from tollkeeper.migrate.cli import exit_code_of
+from tollkeeper.migrate.errors import MigrationError
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -54,6 +55,7 @@ app.add_typer(checkpoints_app)
 app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")
 app.add_typer(db_app)
+app.add_typer(migrate_app)
 
 Data = Annotated[
     Path | None,
@@ -136,15 +138,6 @@ def worker(
     from tollkeeper.worker import run_worker  # what is wrong is said before it loads
 
     run_worker(settings, once=once)
-
-
-def _migrated_dsn(database: str) -> str:
-    settings = read_settings(os.environ)
-    check_session(settings, "`tollkeeper migrate`")
-    return dsn_of(settings, Service(database))
-
-
-app.command("migrate")(migrate_command(_migrated_dsn))
 
 
 @db_app.command("url")
@@ -312,6 +305,8 @@ def _tell(error: TollkeeperError, *, as_json: bool) -> int:
         return FAULTS_EXIT
     is_refusal = isinstance(error, CallRefused | AdminKeyExists)
     code = EXIT_REFUSED if is_refusal else EXIT_FAILED
+    if isinstance(error, MigrationError):
+        code = exit_code_of(error)
     if not as_json:
         from rich.console import Console
         from rich.text import Text

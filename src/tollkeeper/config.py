@@ -54,6 +54,9 @@ class Settings:
 
     credits_dsn: str | None = None
     access_dsn: str | None = None
+    shadow_dsn: str | None = None
+    locator_dsn: str | None = None
+    cdefnet_dsn: str | None = None
     data: Path = Path(".tollkeeper")
     host: str = "127.0.0.1"
     credits_port: int = CREDITS_PORT
@@ -82,6 +85,8 @@ class Settings:
     reconcile_share: float = 0.05
     freeze_limit: int = 100
     evidence: Path | None = None
+    backups: Path | None = None
+    pg_bin: Path | None = None
     worker_port: int = 0
     log_level: str = "info"
     log_format: str = "auto"
@@ -107,8 +112,9 @@ class Settings:
             raise ConfigurationError(
                 problem=f"{variable_of('pool_min')} must not exceed {variable_of('pool_size')}."
             )
-        for name in ("credits_dsn", "access_dsn"):
-            _check_dsn(variable_of(name), getattr(self, name))
+        for field in fields(self):
+            if field.name.endswith("_dsn"):
+                _check_dsn(variable_of(field.name), getattr(self, field.name))
         url = self.checkpoint_url
         if url is not None and urlsplit(url).scheme not in {"http", "https"}:
             raise ConfigurationError(

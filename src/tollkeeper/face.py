@@ -8,12 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
-from tollkeeper.config import Settings, read_settings
+from tollkeeper.config import Settings, check_session, read_settings, variable_of
 from tollkeeper.kernel.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tollkeeper.client.messages import IssuedKey
     from tollkeeper.client.terminal import Fact, Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
+    from tollkeeper.migrate.cli import Places
 
 _Result = TypeVar("_Result")
 
@@ -33,6 +35,9 @@ class Service(StrEnum):
 
     CREDITS = "credits"
     ACCESS = "access"
+    SHADOW = "shadow"
+    LOCATOR = "locator"
+    CDEFNET = "cdefnet"
 
 
 class Face:
@@ -121,6 +126,33 @@ class Face:
             created_at=key.created_at, expires_at=key.expires_at, token=issued.token,
         )  # fmt: skip
 
+    def migrated_databases(self, names: Sequence[str]) -> "Places":
+        """Return where databases are; of several, those that are configured.
+
+        Raises:
+            ConfigurationError: none is there, two are one, or a pooler is in between.
+        """
+        from tollkeeper.migrate.cli import Places
+
+        settings = self.settings()
+        check_session(settings, "`tollkeeper migrate`")
+        named = [name for name in names if getattr(settings, f"{name}_dsn") is not None]
+        # With no DSN at all it is the local one, which has all of them.
+        chosen = named if named and len(names) > 1 else names
+        dsns = {name: dsn_of(settings, Service(name)) for name in chosen}
+        for one, other in combinations(dsns, 2):
+            if dsns[one] == dsns[other]:
+                raise ConfigurationError(
+                    problem=f"{variable_of(f'{one}_dsn')} and {variable_of(f'{other}_dsn')} name "
+                    "the same database: each needs one of its own."
+                )
+        return Places(dsns=dsns, left_out=tuple(name for name in names if name not in dsns))
+
+    def backups(self) -> Path:
+        """Return the folder of backups and logs of runs."""
+        settings = self.settings()
+        return (settings.backups or settings.data / "backups").expanduser().absolute()
+
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
         from tollkeeper.client.escapes import visible
@@ -198,10 +230,7 @@ def dsn_of(settings: Settings, service: Service) -> str:
     Raises:
         ConfigurationError: neither is there.
     """
-    configured = {
-        Service.CREDITS: settings.credits_dsn,
-        Service.ACCESS: settings.access_dsn,
-    }[service]
+    configured: str | None = getattr(settings, f"{service.value}_dsn")
     if configured is not None:
         return configured
     from tollkeeper.database.embedded import dsn_at, holder_of, is_listening

@@ -27,6 +27,8 @@ from tollkeeper.database.server_settings import MAX_CONNECTIONS
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import system_token
+from tollkeeper.migrate.model import DATABASES
+from tollkeeper.migrate.narration import narrating
 from tollkeeper.migrate.service import migrate
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
@@ -37,7 +39,8 @@ from tollkeeper.wiring import (
     ensure_development_key,
 )
 
-DATABASES = ("credits", "access")
+SERVED = ("credits", "access")
+"""Databases that nothing works without."""
 
 READY_TIMEOUT_S = 60.0
 READY_POLL_S = 0.05
@@ -109,8 +112,8 @@ async def local_stack(
         started.callback(lock.release)
         started.enter_context(_reserved_port(settings))
         dsns = await started.enter_async_context(_databases(settings, data, lock, say))
-        for name in DATABASES:
-            await migrate(dsns[name], name, clock=clock, say=say)
+        for name, dsn in dsns.items():
+            await migrate(dsn, name, clock=clock, tell=narrating(say))
         api_key = await ensure_development_key(dsns["access"], data / "dev.key")
         with explained(data):
             settings = _with_checkpoints(settings, data)
@@ -154,9 +157,9 @@ def _with_checkpoints(settings: Settings, data: Path) -> Settings:
 
 def _check(settings: Settings, *, processes: int) -> None:
     check_session(settings, "`tollkeeper up`")
-    configured = [name for name in DATABASES if getattr(settings, f"{name}_dsn") is not None]
+    configured = [name for name in SERVED if getattr(settings, f"{name}_dsn") is not None]
     if len(configured) == 1:
-        missing = next(name for name in DATABASES if name not in configured)
+        missing = next(name for name in SERVED if name not in configured)
         raise ConfigurationError(
             problem=f"{variable_of(f'{configured[0]}_dsn')} is set but "
             f"{variable_of(f'{missing}_dsn')} is not: set both, or neither for the embedded "
@@ -201,17 +204,19 @@ async def _databases(
     settings: Settings, data: Path, lock: DirectoryLock, say: Say
 ) -> AsyncIterator[Mapping[str, str]]:
     """Lend the DSNs of all databases: the configured ones, or those of an embedded server."""
-    configured = {name: getattr(settings, f"{name}_dsn") for name in DATABASES}
-    if all(configured.values()):
-        await check_databases(settings, *DATABASES)
+    named = {name: getattr(settings, f"{name}_dsn") for name in DATABASES}
+    configured = {name: dsn for name, dsn in named.items() if dsn is not None}
+    if all(name in configured for name in SERVED):
+        await check_databases(settings, *configured)
         yield configured
         return
     async with _embedded(data, lock, say) as server:
-        for name in DATABASES:
+        embedded = [name for name in DATABASES if name not in configured]
+        for name in embedded:
             await asyncio.to_thread(server.create_database, name)
         watch = asyncio.create_task(_watch(server, say), name="watch postgresql")
         try:
-            yield {name: server.dsn(name) for name in DATABASES}
+            yield {**{name: server.dsn(name) for name in embedded}, **configured}
         finally:
             watch.cancel()
             await asyncio.wait([watch])

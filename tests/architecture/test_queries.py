@@ -12,7 +12,7 @@ SOURCES = Path(__file__).parents[2] / "src" / "tollkeeper"
 PACKAGES = sorted(path.parents[1].name for path in SOURCES.glob("*/sql/queries.sql"))
 DATABASES = {"access": "access_dsn"}
 """The database of a package's queries, where it is not that of the ledger."""
-SCRIPTS = {"create_database", "create_records"}
+SCRIPTS = {"create_database", "create_log"}
 """Several commands in one block: these cannot be prepared; starting and migrating runs them."""
 
 

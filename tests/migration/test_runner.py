@@ -1,7 +1,6 @@
 """The schema runner against a real server: races, kills, locks, wrong files."""
 
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -10,15 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from tollkeeper.database.connect import close_gently, connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.migrate.cli import migrate_command
 from tollkeeper.migrate.errors import (
     DatabaseNewer,
     MigrationBlocked,
@@ -30,15 +26,19 @@ from tollkeeper.migrate.errors import (
     UnknownDatabase,
 )
 from tollkeeper.migrate.model import DATABASES, Migration
-from tollkeeper.migrate.runner import Patience
+from tollkeeper.migrate.narration import narrating
+from tollkeeper.migrate.script import migration_from
 from tollkeeper.migrate.service import (
-    apply,
+    Run,
     migrate,
+    new_run_id,
     pending,
+    planned,
     read_migrations,
-    rehearse,
     shipped_migrations,
+    up,
 )
+from tollkeeper.migrate.session import Patience
 
 DEADLINE_S = 20.0
 CLOCK = SystemClock()
@@ -60,9 +60,25 @@ async def observer(empty_dsn: str) -> AsyncIterator[Connection]:
 
 def steps(*texts: str) -> Sequence[Migration]:
     return [
-        Migration(database="credits", version=version, name="step", sql=text)
+        migration_from("credits", f"{version:04}_step.sql", f"-- up\n{text}\n")
         for version, text in enumerate(texts, start=1)
     ]
+
+
+async def apply(
+    dsn: str,
+    database: str,
+    available: Sequence[Migration],
+    *,
+    say: Callable[[str], None] = lambda _: None,
+    patience: Patience | None = None,
+) -> tuple[Migration, ...]:
+    """Bring a database to the last of `available` and return what was applied."""
+    run = Run(
+        dsn=dsn, database=database, available=available, clock=CLOCK, run_id=new_run_id(CLOCK),
+        tell=narrating(say), patience=patience or Patience(),
+    )  # fmt: skip
+    return tuple(report.migration for report in await up(run))
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]]) -> None:
@@ -91,9 +107,9 @@ async def test_applies_once_and_remembers(empty_dsn: str, observer: Connection) 
     migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();\nCREATE TABLE three ();")
     said: list[str] = []
 
-    first = await apply(empty_dsn, "credits", migrations[:1], clock=CLOCK)
-    second = await apply(empty_dsn, "credits", migrations, clock=CLOCK, say=said.append)
-    third = await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+    first = await apply(empty_dsn, "credits", migrations[:1])
+    second = await apply(empty_dsn, "credits", migrations, say=said.append)
+    third = await apply(empty_dsn, "credits", migrations)
 
     assert [tuple(migrations[:1]), tuple(migrations[1:]), ()] == [first, second, third]
     assert await table_exists(observer, "three")
@@ -117,9 +133,9 @@ async def test_runs_beside_each_other_apply_once(empty_dsn: str, observer: Conne
         said.append(line)
         waiting.set()
 
-    first = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    first = asyncio.create_task(apply(empty_dsn, "credits", migrations))
     await eventually(lambda: is_waiting_for(observer, "advisory"))
-    second = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK, say=say))
+    second = asyncio.create_task(apply(empty_dsn, "credits", migrations, say=say))
     async with asyncio.timeout(DEADLINE_S):
         await waiting.wait()
     await observer.execute("SELECT pg_advisory_unlock(42)")
@@ -135,7 +151,7 @@ async def test_eight_runners_at_once_apply_once(empty_dsn: str) -> None:
 
     async def run() -> tuple[Migration, ...]:
         await start.wait()
-        return await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+        return await apply(empty_dsn, "credits", migrations)
 
     results = await asyncio.gather(*(run() for _ in range(8)))
 
@@ -147,11 +163,11 @@ async def test_who_waits_too_long_learns_who_holds_the_lock(
 ) -> None:
     await observer.execute("SELECT pg_advisory_lock(42)")
     migrations = steps("SELECT pg_advisory_xact_lock(42);")
-    first = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    first = asyncio.create_task(apply(empty_dsn, "credits", migrations))
     await eventually(lambda: is_waiting_for(observer, "advisory"))
 
     with pytest.raises(RunnerBusy) as caught:
-        await apply(empty_dsn, "credits", migrations, clock=CLOCK, patience=HASTY)
+        await apply(empty_dsn, "credits", migrations, patience=HASTY)
 
     await observer.execute("SELECT pg_advisory_unlock(42)")
     await first
@@ -162,7 +178,7 @@ async def test_cancelled_runner_leaves_nothing_and_no_lock(
     empty_dsn: str, observer: Connection
 ) -> None:
     migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
-    running = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    running = asyncio.create_task(apply(empty_dsn, "credits", migrations))
     await eventually(lambda: is_waiting_for(observer, "PgSleep"))
 
     running.cancel()
@@ -170,7 +186,7 @@ async def test_cancelled_runner_leaves_nothing_and_no_lock(
         await running
 
     whole = steps("CREATE TABLE half ();")
-    assert tuple(whole) == await apply(empty_dsn, "credits", whole, clock=CLOCK)
+    assert tuple(whole) == await apply(empty_dsn, "credits", whole)
 
 
 async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
@@ -178,18 +194,23 @@ async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
 ) -> None:
     folder = tmp_path / "credits"
     folder.mkdir()
-    (folder / "0001_start.sql").write_text("CREATE TABLE start (); CREATE TABLE slow AS SELECT 1;")
+    (folder / "0001_start.sql").write_text(
+        "-- up\nCREATE TABLE start (); CREATE TABLE slow AS SELECT 1;"
+    )
     (folder / "0002_slow.sql").write_text(
-        "CREATE TABLE half ();\n"
+        "-- up\nCREATE TABLE half ();\n"
         "SELECT pg_sleep(600) WHERE EXISTS (SELECT FROM slow);\n"
         "CREATE TABLE other_half ();"
     )
     program = (
         "import asyncio, pathlib, sys\n"
         "from tollkeeper.kernel.clock import SystemClock\n"
-        "from tollkeeper.migrate.service import apply, read_migrations\n"
+        "from tollkeeper.migrate.service import Run, new_run_id, read_migrations, up\n"
         "migrations = read_migrations(pathlib.Path(sys.argv[2]))\n"
-        "asyncio.run(apply(sys.argv[1], 'credits', migrations, clock=SystemClock()))\n"
+        "clock = SystemClock()\n"
+        "run = Run(dsn=sys.argv[1], database='credits', available=migrations, clock=clock,"
+        " run_id=new_run_id(clock))\n"
+        "asyncio.run(up(run))\n"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", program, empty_dsn, str(folder)
@@ -201,7 +222,7 @@ async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
     # The dead runner's server process notices within a second; until then the lock is held.
     await observer.execute("DELETE FROM slow")
     migrations = read_migrations(folder)
-    applied = await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+    applied = await apply(empty_dsn, "credits", migrations)
 
     assert (migrations[1],) == applied
     assert await table_exists(observer, "other_half")
@@ -211,7 +232,7 @@ async def test_lost_server_process_is_unavailable_and_leaves_nothing(
     empty_dsn: str, observer: Connection
 ) -> None:
     migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
-    running = asyncio.create_task(apply(empty_dsn, "credits", migrations, clock=CLOCK))
+    running = asyncio.create_task(apply(empty_dsn, "credits", migrations))
     await eventually(lambda: is_waiting_for(observer, "PgSleep"))
     await observer.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -227,39 +248,37 @@ async def test_lost_server_process_is_unavailable_and_leaves_nothing(
 
 
 async def test_changed_file_is_refused(empty_dsn: str, observer: Connection) -> None:
-    await apply(empty_dsn, "credits", steps("CREATE TABLE one ();"), clock=CLOCK)
+    await apply(empty_dsn, "credits", steps("CREATE TABLE one ();"))
 
     with pytest.raises(MigrationChanged):
-        await apply(
-            empty_dsn, "credits", steps("CREATE TABLE uno ();", "CREATE TABLE two ();"), clock=CLOCK
-        )
+        await apply(empty_dsn, "credits", steps("CREATE TABLE uno ();", "CREATE TABLE two ();"))
 
     assert not await table_exists(observer, "two")
 
 
 async def test_newer_database_is_refused(empty_dsn: str) -> None:
     migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
-    await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+    await apply(empty_dsn, "credits", migrations)
 
     with pytest.raises(DatabaseNewer):
-        await apply(empty_dsn, "credits", migrations[:1], clock=CLOCK)
+        await apply(empty_dsn, "credits", migrations[:1])
 
 
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ("SELECT 1;\r\n\r\nSELECT 1 FROM nowhere;", (3, "42P01")),
-        ("CREATE TABLE half ();\n-- Prüfung\nSELEKT 1;", (3, "42601")),
-        ("CREATE TABLE half ();\nSELECT 1 / 0;", (None, "22012")),
+        ("SELECT 1;\r\n\r\nSELECT 1 FROM nowhere;", (4, "42P01")),
+        ("CREATE TABLE half ();\n-- Prüfung\nSELEKT 1;", (4, "42601")),
+        ("CREATE TABLE half ();\nSELECT 1 / 0;", (3, "22012")),
     ],
 )
 async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
-    empty_dsn: str, observer: Connection, text: str, place: tuple[int | None, str]
+    empty_dsn: str, observer: Connection, text: str, place: tuple[int, str]
 ) -> None:
     migrations = steps("CREATE TABLE kept ();", text)
 
     with pytest.raises(MigrationFailed) as caught:
-        await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+        await apply(empty_dsn, "credits", migrations)
 
     error = caught.value
     assert ("credits/0002_step.sql", *place) == (error.file, error.line, error.sqlstate)
@@ -271,13 +290,13 @@ async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
 @pytest.mark.parametrize("ending", ["COMMIT;", "ROLLBACK;"])
 async def test_file_that_commits_by_itself_is_refused(empty_dsn: str, ending: str) -> None:
     with pytest.raises(NotOneUnitOfWork):
-        await apply(empty_dsn, "credits", steps(f"SELECT 1; {ending}"), clock=CLOCK)
+        await apply(empty_dsn, "credits", steps(f"SELECT 1; {ending}"))
 
 
 async def test_lock_lost_on_the_way_is_said(empty_dsn: str) -> None:
     """As a pooler loses it, that gives us another backend for each unit of work."""
     with pytest.raises(RunnerLockLost, match="without a pooler"):
-        await apply(empty_dsn, "credits", steps("SELECT pg_advisory_unlock_all();"), clock=CLOCK)
+        await apply(empty_dsn, "credits", steps("SELECT pg_advisory_unlock_all();"))
 
 
 async def test_unknown_database_is_refused(empty_dsn: str) -> None:
@@ -291,7 +310,7 @@ async def test_unknown_database_is_refused(empty_dsn: str) -> None:
 
 async def test_lock_timeout_is_set_while_a_file_runs(empty_dsn: str, observer: Connection) -> None:
     migrations = steps("CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS value;")
-    await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+    await apply(empty_dsn, "credits", migrations)
 
     assert "2s" == await observer.fetchval("SELECT value FROM seen")
 
@@ -306,13 +325,12 @@ async def test_change_behind_a_held_lock_gives_up_and_says_so(
     async with observer.transaction():
         await observer.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
         with pytest.raises(MigrationBlocked) as caught:
-            await apply(
-                empty_dsn, "credits", migrations, clock=CLOCK, say=said.append, patience=HASTY
-            )
+            await apply(empty_dsn, "credits", migrations, say=said.append, patience=HASTY)
 
     assert 3 == caught.value.attempts
-    assert 2 == len(said)
-    assert tuple(migrations) == await apply(empty_dsn, "credits", migrations, clock=CLOCK)
+    assert 2 == sum("again in" in line for line in said)
+    assert any("waits for AccessExclusiveLock on busy, held by" in line for line in said)
+    assert tuple(migrations) == await apply(empty_dsn, "credits", migrations)
 
 
 async def test_change_behind_a_lock_passes_when_it_is_released(
@@ -331,7 +349,6 @@ async def test_change_behind_a_lock_passes_when_it_is_released(
             empty_dsn,
             "credits",
             migrations,
-            clock=CLOCK,
             say=lambda _: refused.set(),
             patience=patience,
         )
@@ -403,7 +420,7 @@ async def test_upgrade_step_by_step_gives_the_schema_of_a_fresh_database(
     for sizes in ([len(available)], range(1, len(available) + 1)):
         with databases.fresh() as dsn:
             for size in sizes:
-                await apply(dsn, database, available[:size], clock=CLOCK)
+                await apply(dsn, database, available[:size])
             connection = await connector(dsn)()
             found.append(await schema(connection))
             assert () == await pending(connection, database)
@@ -427,50 +444,8 @@ async def test_everything_is_pending_on_an_empty_database(observer: Connection) 
     assert tuple(shipped_migrations("credits")) == await pending(observer, "credits")
 
 
-async def test_rehearsal_touches_nothing(empty_dsn: str, observer: Connection) -> None:
+async def test_planning_touches_nothing(empty_dsn: str, observer: Connection) -> None:
     migrations = shipped_migrations("credits")
 
-    assert tuple(migrations) == await rehearse(empty_dsn, "credits")
+    assert tuple(migrations) == await planned(empty_dsn, "credits", migrations)
     assert not await table_exists(observer, "tollkeeper_migrations")
-
-
-# The command -------------------------------------------------------------------------------------
-
-
-def invoke(dsn: str, *arguments: str) -> Any:
-    app = typer.Typer()
-    app.command("migrate")(migrate_command(lambda _: dsn))
-    return CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-
-
-def test_command_plans_applies_and_is_then_done(empty_dsn: str) -> None:
-    migrations = [
-        {"version": each.version, "name": each.name, "checksum": each.checksum}
-        for each in shipped_migrations("credits")
-    ]
-
-    planned = invoke(empty_dsn, "credits", "--dry-run", "--json")
-    applied = invoke(empty_dsn, "credits", "--json")
-    again = invoke(empty_dsn, "credits")
-
-    assert [{"database": "credits", "dry_run": True, "migrations": migrations}] == json.loads(
-        planned.stdout
-    )
-    assert [{"database": "credits", "dry_run": False, "migrations": migrations}] == json.loads(
-        applied.stdout
-    )
-    assert "applied" in applied.stderr
-    assert "credits: up to date\n" == again.stdout
-
-
-def test_command_lists_the_files_for_people(empty_dsn: str) -> None:
-    planned = invoke(empty_dsn, "credits", "--dry-run")
-
-    assert planned.stdout.startswith("credits: would apply credits/0001_")
-
-
-async def test_importing_the_command_does_not_load_the_driver() -> None:
-    program = "import sys, tollkeeper.migrate.cli; sys.exit('asyncpg' in sys.modules)"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
-
-    assert 0 == await process.wait()

@@ -1,7 +1,7 @@
 """SQL as it may be shown: what was asked, and no value of it; and parameters by their types. Pure.
 
-Not a parser: it splits a text as PostgreSQL's scanner does (src/backend/parser/scan.l), names stay
-and literals become `?`. Invariants, whatever the text is:
+Not a parser: a text is split into tokens (`scanner.py`), names stay and literals become `?`.
+Invariants, whatever the text is:
 - nothing that PostgreSQL reads as a constant is let through, and where two settings of the server
   would read it differently, or a quote is never closed, all that follows is one `?`;
 - a shown statement is shown as itself.
@@ -12,6 +12,8 @@ import hashlib
 import re
 from collections.abc import Iterable
 from typing import Final
+
+from tollkeeper.database.scanner import BLANK, scan
 
 MAX_LENGTH: Final = 2_000
 """Characters of a shown statement; one that was cut ends in `CUT`."""
@@ -36,26 +38,6 @@ CUT: Final = "..."
 
 _FINGERPRINT_BYTES = 6
 
-_START = r"(?:[A-Za-z_]|[^\x00-\x7f])"
-_REST = r"(?:[A-Za-z0-9_$]|[^\x00-\x7f])"
-_TOKEN = re.compile(
-    rf"""
-    (?P<space>[\x00-\x20\x7f]++ | --[^\n\r]*+)
-    | (?P<comment>/\*)
-    | (?P<escaped>[eE]'(?:[^'\\]|\\.|'')*+')
-    | (?P<plain>(?:[bBxXnN]|[uU]&)?'(?:[^']|'')*+')
-    | (?P<dollar>\$(?:{_START}(?:[A-Za-z0-9_]|[^\x00-\x7f])*+)?\$)
-    | (?P<name>"(?:[^"]|"")++")
-    | (?P<open>(?:[bBxXnNeE]|[uU]&)?'|")
-    | (?P<parameter>\$[0-9]{{1,5}}(?![0-9]))
-    | (?P<number>(?:[0-9][0-9_]*+\.?[0-9_]*+|\.[0-9][0-9_]*+)(?:[eE][+-]?[0-9]++)?
-        (?:{_START}{_REST}*+)?)
-    | (?P<word>{_START}{_REST}*+)
-    | (?P<mark>.)
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_COMMENT_EDGE = re.compile(r"/\*|\*/")
 _DOUBTFUL = re.compile(r"(?<!\\)(?:\\\\)*+\\'")
 """A backslash before a quote, outside E'': `standard_conforming_strings` says what it means."""
 
@@ -118,33 +100,16 @@ def _type_of(value: object) -> str:
 
 def _tokens(sql: str) -> Iterable[tuple[str, str, bool]]:
     """Yield kinds, what is shown, and whether white space or a comment was before it."""
-    position, is_spaced = 0, False
-    while position < len(sql):
-        match = _TOKEN.match(sql, position)
-        assert match is not None
-        assert match.lastgroup is not None
-        kind, text, position = match.lastgroup, match[0], match.end()
-        if kind == "comment":
-            position, is_spaced = _end_of_comment(sql, position), True
-        if kind in {"space", "comment"}:
+    is_spaced = False
+    for kind, start, end in scan(sql):
+        if kind in BLANK:
             is_spaced = True
             continue
-        if kind == "dollar":
-            end = sql.find(text, position)
-            position = len(sql) if end < 0 else end + len(text)
-        elif kind == "open" or (kind == "plain" and _DOUBTFUL.search(text) is not None):
-            position = len(sql)
+        text = sql[start:end]
         yield kind, _shown(kind, text), is_spaced
+        if kind == "plain" and _DOUBTFUL.search(text) is not None:
+            return  # what follows may be part of it
         is_spaced = False
-
-
-def _end_of_comment(sql: str, position: int) -> int:
-    depth = 1
-    for edge in _COMMENT_EDGE.finditer(sql, position):
-        depth += 1 if edge[0] == "/*" else -1
-        if not depth:
-            return edge.end()
-    return len(sql)
 
 
 def _shown(kind: str, text: str) -> str:

@@ -1,23 +1,58 @@
-"""The command `tollkeeper migrate`. Where a database is, the caller knows: it passes `dsn_of`."""
+"""`tollkeeper migrate`: where the databases stand, and what brings them further.
+
+Knows neither where the databases are nor how the screen works: `tollkeeper.cli` puts a
+`MigrateTerminal` into the context. Every database is looked at before the first is changed; a run
+stops at the first that fails, says what became of each, and can be run again.
+"""
 
 import asyncio
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Protocol, TypeVar
 
 import typer
 
 from tollkeeper.kernel.clock import SystemClock
-from tollkeeper.migrate.model import DATABASES, Migration
+from tollkeeper.migrate import views
+from tollkeeper.migrate.errors import (
+    DownLosesRows,
+    MigrationBlocked,
+    MigrationError,
+    MigrationFailed,
+    OtherWork,
+    OutcomeUnknown,
+    RunnerBusy,
+    RunnerLockLost,
+    VerifyFailed,
+)
+from tollkeeper.migrate.model import DATABASES
+
+PENDING_EXIT = 10
+FILES_EXIT = 11
+BUSY_EXIT = 12
+STATEMENT_EXIT = 13
+LOSS_EXIT = 16
+
+_EXITS: Mapping[int, tuple[type[MigrationError], ...]] = {
+    BUSY_EXIT: (RunnerBusy, RunnerLockLost, MigrationBlocked, OtherWork),
+    STATEMENT_EXIT: (MigrationFailed, VerifyFailed, OutcomeUnknown),
+    LOSS_EXIT: (DownLosesRows,),
+}
+
+_Result = TypeVar("_Result")
 
 
 class Target(StrEnum):
-    """Which databases to migrate."""
+    """Which databases."""
 
+    ALL = "all"
     CREDITS = "credits"
     ACCESS = "access"
-    ALL = "all"
+    SHADOW = "shadow"
+    LOCATOR = "locator"
+    CDEFNET = "cdefnet"
 
     @property
     def databases(self) -> Sequence[str]:
@@ -25,64 +60,201 @@ class Target(StrEnum):
         return DATABASES if self is Target.ALL else (self.value,)
 
 
-def migrate_command(dsn_of: Callable[[str], str]) -> Callable[[Target, bool, bool], None]:
-    """Return the command for `app.command("migrate")`; `dsn_of` gives the DSN of a database."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """Where the databases are; those left out have no DSN and nobody asked for them by name."""
 
-    def migrate(
-        target: Annotated[Target, typer.Argument(help="Which databases.")] = Target.ALL,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", help="Say what would be applied; change nothing.")
-        ] = False,
-        as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    ) -> None:
-        """Bring the databases to this version's schema."""
-        # Every DSN before any change: half of `all` would be worse than nothing.
-        dsns = {database: dsn_of(database) for database in target.databases}
-        asyncio.run(_check(dsns))
-        results = []
-        for database, dsn in dsns.items():
-            migrations = asyncio.run(_migrate(database, dsn, dry_run=dry_run))
-            results.append(_as_data(database, migrations, dry_run=dry_run))
-            if not as_json:
-                typer.echo(_as_text(database, migrations, dry_run=dry_run))
-        if as_json:
-            typer.echo(json.dumps(results, indent=2))
-
-    return migrate
+    dsns: Mapping[str, str]
+    left_out: tuple[str, ...]
 
 
-async def _check(dsns: Mapping[str, str]) -> None:
-    from tollkeeper.database import preflight
+class MigrateTerminal(Protocol):
+    """What the commands need of the command line."""
 
-    await preflight.check({f"TOLLKEEPER_{name.upper()}_DSN": dsn for name, dsn in dsns.items()})
+    def migrated_databases(self, names: Sequence[str]) -> Places:
+        """Return where databases are; of several, those that are configured."""
+
+    def backups(self) -> Path:
+        """Return the folder of backups and logs of runs."""
+
+    def say(self, text: str) -> None:
+        """Print a sentence to standard error."""
+
+    def json(self, document: object) -> None:
+        """Print one JSON document to standard output."""
+
+    def json_lines(self, documents: Sequence[object]) -> None:
+        """Print JSON documents to standard output, one a line."""
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print rows."""
 
 
-async def _migrate(database: str, dsn: str, *, dry_run: bool) -> tuple[Migration, ...]:
-    # `tollkeeper --help` must not load the database driver.
+app = typer.Typer(
+    name="migrate",
+    help="Bring the databases' schemas to this version, and back.",
+    epilog="Exit codes beside the usual ones: 10 files are pending (status --check); 11 files or "
+    "history are not as they must be; 12 somebody else is at work or holds a lock; 13 PostgreSQL "
+    "or a check refused a file; 14 no backup could be taken; 15 a backup is not whole; 16 more "
+    "would be lost than was accepted.",
+    no_args_is_help=True,
+)
+
+Which = Annotated[Target, typer.Argument(help="Which database; all that are configured.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+To = Annotated[
+    int | None, typer.Option("--to", metavar="VERSION", min=0, help="Stop at this version.")
+]
+
+
+def exit_code_of(error: MigrationError) -> int:
+    """Return the exit code of an error of this slice: one for each class of failure."""
+    for code, kinds in _EXITS.items():
+        if isinstance(error, kinds):
+            return code
+    return FILES_EXIT
+
+
+@app.command("status")
+def status(
+    context: typer.Context,
+    target: Which = Target.ALL,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 10 if a file is pending.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Say at which version the databases are, what is pending, and whether the log is whole."""
     from tollkeeper.migrate import service
 
-    if dry_run:
-        return await service.rehearse(dsn, database)
+    terminal, places = _look(context, target)
+    found = [
+        _run(service.status(dsn, name, service.shipped_migrations(name)))
+        for name, dsn in places.dsns.items()
+    ]
+    if as_json:
+        terminal.json([views.status_data(each) for each in found])
+    else:
+        _say_left_out(terminal, places)
+        terminal.table("Schemas", views.STATUS_COLUMNS, [views.status_row(each) for each in found])
+        for each in found:
+            for file in each.reworded:
+                terminal.say(f"{file.file} reads otherwise than what was applied; it does the same")
+    if any(each.log_faults for each in found):
+        raise typer.Exit(FILES_EXIT)
+    if check and any(each.pending for each in found):
+        raise typer.Exit(PENDING_EXIT)
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
 
-    return await service.migrate(dsn, database, clock=SystemClock(), say=say)
+@app.command("plan")
+def plan(
+    context: typer.Context, target: Which = Target.ALL, to: To = None, as_json: AsJson = False
+) -> None:
+    """Say which files `up` would apply; run nothing."""
+    from tollkeeper.migrate import service
 
-
-def _as_data(database: str, migrations: Iterable[Migration], *, dry_run: bool) -> dict[str, object]:
-    return {
-        "database": database,
-        "dry_run": dry_run,
-        "migrations": [
-            {"version": each.version, "name": each.name, "checksum": each.checksum}
-            for each in migrations
-        ],
+    terminal, places = _look(context, target, to)
+    planned = {
+        name: _run(service.planned(dsn, name, service.shipped_migrations(name), to=to))
+        for name, dsn in places.dsns.items()
     }
+    if as_json:
+        terminal.json(
+            [
+                {"database": name, "files": [views.plan_data(each) for each in files]}
+                for name, files in planned.items()
+            ]
+        )
+        return
+    _say_left_out(terminal, places)
+    rows = [views.plan_row(each) for files in planned.values() for each in files]
+    if rows:
+        terminal.table("To be applied", views.PLAN_COLUMNS, rows)
+    else:
+        terminal.say("nothing to apply: every schema is up to date")
 
 
-def _as_text(database: str, migrations: Sequence[Migration], *, dry_run: bool) -> str:
-    if not migrations:
-        return f"{database}: up to date"
-    verb = "would apply" if dry_run else "applied"
-    return f"{database}: {verb} {', '.join(each.file for each in migrations)}"
+@app.command("history")
+def history(
+    context: typer.Context,
+    target: Which = Target.ALL,
+    every: Annotated[bool, typer.Option("--all", help="Also the single statements.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a JSON line for each row.")
+    ] = False,
+) -> None:
+    """Print the log of migrations, and whether it is whole."""
+    from tollkeeper.migrate import service
+    from tollkeeper.migrate.history import faults
+
+    terminal, places = _look(context, target)
+    logs = {name: _run(service.history(dsn, name)) for name, dsn in places.dsns.items()}
+    wrong = {name: faults(rows) for name, rows in logs.items()}
+    if as_json:
+        terminal.json_lines(
+            [views.history_data(name, row) for name, rows in logs.items() for row in rows]
+        )
+    else:
+        shown = [
+            views.history_row(name, row)
+            for name, rows in logs.items()
+            for row in (rows if every else views.of_interest(rows))
+        ]
+        if shown:
+            terminal.table("What was done to the schemas", views.HISTORY_COLUMNS, shown)
+        else:
+            terminal.say("nothing yet: the log begins with the next `tollkeeper migrate up`")
+    for name, found in wrong.items():
+        for fault in found:
+            terminal.say(f"{name}: {fault}")
+    if any(wrong.values()):
+        raise typer.Exit(FILES_EXIT)
+
+
+@app.command("up")
+def up(
+    context: typer.Context,
+    target: Which = Target.ALL,
+    to: To = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Apply it in one unit of work and undo that."),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring the databases to this version's schema, or to a version."""
+    from tollkeeper.migrate.up import Up
+
+    terminal, places = _look(context, target, to)
+    if not as_json:
+        _say_left_out(terminal, places)
+    work = Up(terminal, places.dsns, clock=SystemClock(), to=to, as_json=as_json)
+    _run(work.rehearse() if dry_run else work.run())
+
+
+def _look(
+    context: typer.Context, target: Target, to: int | None = None
+) -> tuple[MigrateTerminal, Places]:
+    """Return where the databases are, once they were found to be possible at all."""
+    from tollkeeper.database import preflight
+
+    if to is not None and target is Target.ALL:
+        raise typer.BadParameter("name the database whose version it is", param_hint="--to")
+    terminal: MigrateTerminal = context.obj
+    places = terminal.migrated_databases(target.databases)
+    _run(
+        preflight.check(
+            {f"TOLLKEEPER_{name.upper()}_DSN": dsn for name, dsn in places.dsns.items()}
+        )
+    )
+    return terminal, places
+
+
+def _say_left_out(terminal: MigrateTerminal, places: Places) -> None:
+    if places.left_out:
+        variables = ", ".join(f"TOLLKEEPER_{name.upper()}_DSN" for name in places.left_out)
+        terminal.say(f"left out: {', '.join(places.left_out)} ({variables} is not set)")
+
+
+def _run(work: Coroutine[object, object, _Result]) -> _Result:
+    return asyncio.run(work)

@@ -3,16 +3,25 @@
 MigrationError
 ├── UnknownDatabase           no such folder of migrations
 ├── BadMigrationName          a file that is not called NNNN_what.sql
+├── BadMigrationFile          a file whose sections are not as they must be
 ├── DuplicateVersion          two files with one number
 ├── MissingVersion            a number left out between the files
 ├── MigrationChanged          an applied file is not what it was
 ├── MigrationMissing          an applied file is gone
 ├── MigrationOutOfOrder       a later one was applied before it
 ├── DatabaseNewer             the database has versions this program does not know
+├── UnknownVersion            no such version to go to
+├── NotReversible             a file that has no way back of its own
+├── HistoryBroken             the log of migrations is not what was written
+├── DownLosesRows             taking it back would lose more rows than was accepted
+├── OutcomeUnknown            a statement outside of a unit of work was cut and cannot be judged
+├── PoolerRefused             a pooler stands between us and the server
+├── OtherWork                 a dump or a restore of the database is under way
 ├── RunnerBusy                another runner holds the lock
 ├── RunnerLockLost            our lock was not ours at the end
 ├── MigrationBlocked          somebody holds a lock that the change needs
 ├── NotOneUnitOfWork          the file commits by itself
+├── VerifyFailed              what must hold afterwards does not
 └── MigrationFailed           PostgreSQL refused a statement
 """
 
@@ -49,6 +58,18 @@ class BadMigrationName(MigrationError):
 
 
 @dataclass(eq=False, kw_only=True)
+class BadMigrationFile(MigrationError):
+    """A file that cannot be understood."""
+
+    file: str
+    problem: str
+
+    def message(self) -> str:
+        """Name the file and what is wrong with it."""
+        return f"{self.file}: {self.problem}"
+
+
+@dataclass(eq=False, kw_only=True)
 class DuplicateVersion(MigrationError):
     """Two files with one number."""
 
@@ -78,14 +99,16 @@ class MigrationChanged(MigrationError):
     file: str
     applied_checksum: str
     file_checksum: str
+    difference: str = ""
 
     def message(self) -> str:
-        """Name the file and say what to do."""
-        return (
+        """Name the file, show what differs and say what to do."""
+        said = (
             f"{self.file} was changed after it had been applied "
             f"({self.applied_checksum[:12]} then, {self.file_checksum[:12]} now): "
             "restore it and make the change in a new file"
         )
+        return f"{said}\n{self.difference}" if self.difference else said
 
 
 @dataclass(eq=False, kw_only=True)
@@ -124,6 +147,114 @@ class DatabaseNewer(MigrationError):
         return (
             f"{self.database} is at version {self.version}, this program knows "
             f"{self.known_version}: use a newer Tollkeeper"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class UnknownVersion(MigrationError):
+    """There is no such version to go to from here."""
+
+    database: str
+    version: int
+    low: int
+    high: int
+
+    def message(self) -> str:
+        """Say which there are."""
+        return (
+            f"{self.database} cannot go to version {self.version} from here: "
+            f"give one of {self.low}..{self.high}"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class NotReversible(MigrationError):
+    """Files that cannot be taken back by SQL of their own."""
+
+    files: tuple[str, ...]
+
+    def message(self) -> str:
+        """Name them and say what can be done."""
+        return (
+            f"{', '.join(self.files)} cannot be taken back by SQL: roll back to a backup, "
+            "which `tollkeeper migrate rollback` does when it is given none other"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class HistoryBroken(MigrationError):
+    """The log of migrations was changed: its chain does not hold."""
+
+    database: str
+    faults: tuple[str, ...]
+
+    def message(self) -> str:
+        """Name the first faults."""
+        return (
+            f"the log of migrations of {self.database} is not what was written: "
+            f"{'; '.join(self.faults[:3])}. Compare it with a backup's before anything else"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class DownLosesRows(MigrationError):
+    """Taking files back would lose rows, more than was accepted."""
+
+    database: str
+    rows: int
+    accepted: int
+    places: tuple[str, ...]
+
+    def message(self) -> str:
+        """Say what would be lost and how to accept it."""
+        return (
+            f"{self.database}: this would lose {self.rows} rows ({', '.join(self.places)}), "
+            f"and {self.accepted} were accepted: nothing was changed. If that is meant, give "
+            f"--accept-loss {self.rows}"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class OutcomeUnknown(MigrationError):
+    """A statement outside of a unit of work was cut, and its checks do not tell whether it is."""
+
+    file: str
+    reason: str
+
+    def message(self) -> str:
+        """Name the file and the reason."""
+        return (
+            f"{self.file} was cut on an earlier run and cannot be done again: {self.reason}. "
+            "Look at what it has left, remove that, and run again"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class PoolerRefused(MigrationError):
+    """A pooler stands between us and the server: locks of a session would be somebody's."""
+
+    database: str
+
+    def message(self) -> str:
+        """Say what to do."""
+        return (
+            f"{self.database}: a connection pooler answers there, and a migration holds locks of "
+            "a session: give a DSN that leads to PostgreSQL itself"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class OtherWork(MigrationError):
+    """Somebody reads or writes the whole database: a change would queue behind it."""
+
+    database: str
+    what: str
+
+    def message(self) -> str:
+        """Say what is under way."""
+        return (
+            f"{self.database}: {self.what} is under way, and a change of the schema would wait "
+            "for it with everyone else behind: run again when it is over"
         )
 
 
@@ -197,3 +328,17 @@ class MigrationFailed(MigrationError):
         """Name file and line and give PostgreSQL's message."""
         place = self.file if self.line is None else f"{self.file}, line {self.line}"
         return f"{place}: {self.reason}"
+
+
+@dataclass(eq=False, kw_only=True)
+class VerifyFailed(MigrationError):
+    """A check of the file's `verify` section does not hold."""
+
+    file: str
+    line: int
+    is_undone: bool
+
+    def message(self) -> str:
+        """Name the check and say what became of the change."""
+        outcome = "nothing of it remains" if self.is_undone else "what it did remains"
+        return f"{self.file}, line {self.line}: this check does not hold; {outcome}"

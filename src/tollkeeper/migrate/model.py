@@ -1,55 +1,75 @@
 """The nouns of the schema runner: a migration as shipped, and as a database remembers it.
 
-A checksum ignores how the checkout ends its lines, and nothing else.
+A migration is applied by its `up` statements; `checks` must then hold, and `down` takes it back.
+What it is known by is its `up` section: `checksum` tells whether one character of it is another,
+`digest` whether PostgreSQL would see a difference.
 """
 
-import hashlib
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
+from uuid import UUID
 
-from tollkeeper.migrate.errors import BadMigrationName
-
-DATABASES = ("credits", "access")
+DATABASES: Final = ("credits", "access", "shadow", "locator", "cdefnet")
 """Every database with migrations, in the order in which `all` runs them."""
 
-_NAME = re.compile(r"([0-9]{4})_([a-z0-9]+(?:_[a-z0-9]+)*)\.sql")
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statement:
+    """One statement of a file, without the semicolon; `line` of the file on which it begins."""
+
+    text: str
+    line: int
+
+    def line_at(self, position: int) -> int:
+        """Return the file's line of a character; both count from 1, as PostgreSQL does."""
+        return self.line + self.text.count("\n", 0, position - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migration:
-    """One file `NNNN_what.sql`; `sql` is its text as it stands."""
+    """One file `NNNN_what.sql`; made by `script.migration_from`.
+
+    `source` is its text as it stands; `down` is None for one that cannot be taken back; one that
+    is not transactional is a single statement that PostgreSQL allows in no unit of work.
+    `derived` names tables whose rows `up` or later work makes again from others: they are no loss.
+    `checksum` and `digest` are SHA-256 in hexadecimal.
+    """
 
     database: str
     version: int
     name: str
-    sql: str
+    source: str
+    up: tuple[Statement, ...]
+    checks: tuple[Statement, ...]
+    down: tuple[Statement, ...] | None
+    derived: frozenset[str]
+    is_transactional: bool
+    checksum: str
+    digest: str
 
     @property
     def file(self) -> str:
         """Return the path below the migrations' folder."""
         return file_of(self.database, self.version, self.name)
 
-    @property
-    def checksum(self) -> str:
-        """Return the SHA-256 of the text with newlines as LF, in hexadecimal."""
-        text = self.sql.replace("\r\n", "\n").replace("\r", "\n")
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def line_at(self, position: int) -> int:
-        """Return the line of a character; both count from 1, as PostgreSQL does."""
-        return self.sql.count("\n", 0, position - 1) + 1
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedMigration:
-    """What a database remembers of a migration."""
+    """What a database remembers of a migration that it has.
+
+    `digest` and `source` are None where a program of before the log applied it.
+    """
 
     version: int
     name: str
     checksum: str
     applied_at: datetime
     duration_ms: int
+    digest: str | None = None
+    source: str | None = None
+    run_id: UUID | None = None
 
 
 def file_of(database: str, version: int, name: str) -> str:
@@ -57,13 +77,6 @@ def file_of(database: str, version: int, name: str) -> str:
     return f"{database}/{version:04}_{name}.sql"
 
 
-def migration_from(database: str, file_name: str, sql: str) -> Migration:
-    """Make a migration of a file.
-
-    Raises:
-        BadMigrationName: the name is not `NNNN_what.sql`, or its number is 0000.
-    """
-    match = _NAME.fullmatch(file_name)
-    if match is None or int(match[1]) == 0:
-        raise BadMigrationName(file=f"{database}/{file_name}")
-    return Migration(database=database, version=int(match[1]), name=match[2], sql=sql)
+def head_of(applied: Sequence[AppliedMigration]) -> int:
+    """Return the version that a database is at; 0 before the first."""
+    return max((each.version for each in applied), default=0)

@@ -1,150 +1,225 @@
-"""Applies migrations to one database: one runner at a time, one unit of work per file.
+"""Brings one database to a version, up or down: one runner at a time, file by file.
 
-It does not decide what to apply (`plan.py`). Invariants: a file and its record commit together or
-not at all; no statement waits longer than `lock_timeout_ms` for a lock, because everyone else would
-queue behind it; SQL is sent as it stands.
+It does not decide what to apply (`plan.py`) nor how (`applying.py`). What is planned is read under
+the lock: what another runner did while we waited is then not planned again.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from uuid import UUID
 
-import asyncpg
-
-from tollkeeper.database.connect import is_connection_lost
-from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable
-from tollkeeper.kernel.backoff import Backoff
-from tollkeeper.kernel.clock import Clock
-from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.migrate.applying import Applying, Undo
 from tollkeeper.migrate.errors import (
+    HistoryBroken,
     MigrationBlocked,
+    MigrationError,
     MigrationFailed,
-    NotOneUnitOfWork,
-    RunnerBusy,
-    RunnerLockLost,
 )
+from tollkeeper.migrate.history import Cut, Entry, Happening, faults, last_cut, text_of
 from tollkeeper.migrate.model import AppliedMigration, Migration
-from tollkeeper.migrate.plan import plan
-from tollkeeper.migrate.store import MigrationStore
-
-Say = Callable[[str], None]
+from tollkeeper.migrate.plan import plan, plan_down
+from tollkeeper.migrate.report import FileReport
+from tollkeeper.migrate.session import RunnerSession
 
 LOCK_STATES = frozenset({"55P03", "40P01"})
 """Lock not available, deadlock: the same file may pass when tried again."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long a runner waits: for another runner, for a lock, and before it tries again.
-
-    By default a file is tried six times for two seconds each, about 15 s together.
-    """
-
-    runner_wait_s: float = 60.0
-    poll_interval_s: float = 0.1
-    lock_timeout_ms: int = 2_000
-    backoff: Backoff = field(default_factory=lambda: Backoff(first_ms=100.0))
+Before = Callable[[RunnerSession, Sequence[AppliedMigration], Sequence[Migration]], Awaitable[None]]
+"""What is done under the lock before the first file: taking a backup."""
 
 
 class Runner:
-    """Migrates the database behind one connection, which must be direct: no pooler in between."""
+    """Migrates the database of one session."""
 
     def __init__(
-        self, connection: Connection, *, clock: Clock, say: Say, patience: Patience
+        self,
+        session: RunnerSession,
+        *,
+        run_id: UUID,
+        jitter: Callable[[], float],
+        before: Before | None = None,
     ) -> None:
-        self._connection = connection
-        self._store = MigrationStore(connection)
-        self._clock = clock
-        self._say = say
-        self._patience = patience
+        self._session = session
+        self._run_id = run_id
+        self._jitter = jitter
+        self._before = before
 
-    async def run(self, database: str, available: Sequence[Migration]) -> tuple[Migration, ...]:
-        """Apply what is missing and return it.
+    async def up(
+        self,
+        available: Sequence[Migration],
+        *,
+        to: int | None,
+        done: Callable[[FileReport], None],
+    ) -> tuple[FileReport, ...]:
+        """Apply what is missing, up to a version; `done` hears of each file.
 
         Raises:
             MigrationError: nothing of the file that failed remains; those before it do.
-            DatabaseUnavailable: the server went away; the same holds.
         """
-        try:
-            return await self._run(database, available)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            if is_connection_lost(error):
-                raise DatabaseUnavailable(reason=str(error)) from error
-            raise
-
-    async def _run(self, database: str, available: Sequence[Migration]) -> tuple[Migration, ...]:
-        await self._store.notice_dead_client()
-        await self._lock(database)
-        # Read under the lock: what another runner did while we waited is then not planned again.
-        steps = plan(database, await self._store.read_records(), available)
+        session = self._session
+        await session.begin()
+        records = await session.store.read_records()
+        steps = plan(session.database, records, available, to=to)
+        cut = await self._look_back()
+        reports = []
         if steps:
-            await self._store.create_records()
+            await self._prepare(records, steps)
+            applying = Applying(session=session, run_id=self._run_id)
+            for migration in steps:
+                was_begun = cut is not None and cut.version == migration.version
+                report = await self._apply(applying, migration, was_begun=was_begun)
+                done(report)
+                reports.append(report)
+        await session.end()
+        return tuple(reports)
+
+    async def down(
+        self, available: Sequence[Migration], *, to: int, accepted_rows: int
+    ) -> tuple[FileReport, ...]:
+        """Take back what is above a version, each file by its own SQL.
+
+        Raises:
+            MigrationError: nothing of the file that failed was taken back; those after it were.
+        """
+        session = self._session
+        await session.begin()
+        records = await session.store.read_records()
+        steps = plan_down(session.database, records, available, to=to)
+        await self._look_back()
+        reports = []
+        if steps:
+            await self._prepare(records, steps)
         for migration in steps:
-            await self._apply_patiently(migration)
-        # On any error the lock ends with the connection.
-        if not await self._store.unlock():
-            raise RunnerLockLost(database=database)
-        return steps
+            applying = Applying(session=session, run_id=self._run_id, accepted_rows=accepted_rows)
+            report = await self._patiently(migration, applying.take_back)
+            accepted_rows -= sum(report.lost.values())
+            reports.append(report)
+        await session.end()
+        return tuple(reports)
 
-    async def _lock(self, database: str) -> None:
-        limit_s = self._clock.monotonic_s() + self._patience.runner_wait_s
-        has_said = False
-        while not await self._store.try_lock():
-            holder = await self._store.find_lock_holder()
-            if self._clock.monotonic_s() >= limit_s:
-                raise RunnerBusy(
-                    database=database,
-                    holder=holder or "it ended just now, run again",
-                    waited_s=self._patience.runner_wait_s,
-                )
-            if holder is not None and not has_said:
-                self._say(f"{database}: waiting for another runner: {holder}")
-                has_said = True
-            await self._clock.sleep(self._patience.poll_interval_s)
+    async def dry_up(
+        self, available: Sequence[Migration], *, to: int | None = None
+    ) -> tuple[FileReport, ...]:
+        """Apply what is missing in one unit of work that is then undone; nothing stays.
 
-    async def _apply_patiently(self, migration: Migration) -> None:
-        backoff = self._patience.backoff
-        for attempt in range(backoff.retries + 1):
+        Files that are not transactional are left out, and reported as not rehearsed.
+
+        Raises:
+            MigrationError: what `up` would have met.
+        """
+        session = self._session
+        await session.begin()
+        steps = plan(session.database, await session.store.read_records(), available, to=to)
+        applying = Applying(session=session, run_id=self._run_id, is_logged=False)
+        reports: list[FileReport] = []
+        try:
+            with contextlib.suppress(Undo):
+                async with session.work.transaction():
+                    reports += [await applying.try_here(migration) for migration in steps]
+                    raise Undo
+        except MigrationFailed as error:
+            if error.sqlstate in LOCK_STATES:
+                raise MigrationBlocked(file=error.file, attempts=1, reason=error.reason) from error
+            raise
+        await session.end()
+        return tuple(reports)
+
+    async def _look_back(self) -> Cut | None:
+        """Read the log: refuse one that was changed, tell of a run that was cut."""
+        session = self._session
+        rows = await session.store.read_log()
+        wrong = faults(rows)
+        if wrong:
+            raise HistoryBroken(database=session.database, faults=wrong)
+        cut = last_cut(rows)
+        if cut is not None:
+            session.tell(
+                {
+                    "event": "migrate.was_cut", "database": session.database,
+                    "version": cut.version, "at": cut.at.isoformat(),
+                    "statement": cut.statement, "of": cut.of, "is_down": cut.is_down,
+                }
+            )  # fmt: skip
+        return cut
+
+    async def _prepare(
+        self, records: Sequence[AppliedMigration], steps: Sequence[Migration]
+    ) -> None:
+        session = self._session
+        if self._before is not None and records:
+            await self._before(session, records, steps)
+        if not await session.store.has_log():
+            await session.store.create_log([self._adopted(record) for record in records])
+
+    def _adopted(self, record: AppliedMigration) -> Entry:
+        return Entry(
+            at=record.applied_at,
+            run_id=self._run_id,
+            happening=Happening.ADOPTED,
+            version=record.version,
+            name=record.name,
+            checksum=record.checksum,
+            duration_ms=record.duration_ms,
+        )
+
+    async def _apply(
+        self, applying: Applying, migration: Migration, *, was_begun: bool
+    ) -> FileReport:
+        if migration.is_transactional:
+            return await self._patiently(migration, applying.apply)
+
+        async def alone(_: Migration) -> FileReport:
+            return await applying.apply_alone(migration, was_begun=was_begun)
+
+        return await self._patiently(migration, alone)
+
+    async def _patiently(
+        self,
+        migration: Migration,
+        work: Callable[[Migration], Awaitable[FileReport]],
+    ) -> FileReport:
+        """Do a file's work, again after a wait where a lock was in the way."""
+        session, backoff = self._session, self._session.patience.backoff
+        attempt = 0
+        while True:
             try:
-                await self._apply(migration)
-            except asyncpg.PostgresError as error:
+                report = await work(migration)
+            except MigrationFailed as error:
                 if error.sqlstate not in LOCK_STATES:
-                    raise _explain(migration, error) from error
+                    await self._failed(migration, error)
+                    raise
                 if attempt == backoff.retries:
-                    raise MigrationBlocked(
-                        file=migration.file, attempts=attempt + 1, reason=str(error)
-                    ) from error
-                # No jitter: the lock keeps every other runner away.
-                wait_ms = backoff.wait_ms(attempt, 0.0)
-                self._say(f"{migration.file}: {error}; again in {wait_ms:g} ms")
-                await self._clock.sleep(wait_ms / 1000)
+                    blocked = MigrationBlocked(
+                        file=migration.file, attempts=attempt + 1, reason=error.reason
+                    )
+                    await self._failed(migration, blocked)
+                    raise blocked from error
+                wait_ms = backoff.wait_ms(attempt, self._jitter())
+                session.tell(
+                    {
+                        "event": "migrate.again", "file": migration.file, "reason": error.reason,
+                        "attempt": attempt + 1, "wait_ms": round(wait_ms, 1),
+                    }
+                )  # fmt: skip
+                await session.clock.sleep(wait_ms / 1_000)
+                attempt += 1
+            except MigrationError as error:
+                await self._failed(migration, error)
+                raise
             else:
-                return
+                event = "migrate.taken_back" if report.is_down else "migrate.applied"
+                session.tell({"event": event, **report.as_data(), "attempts": attempt + 1})
+                return report
 
-    async def _apply(self, migration: Migration) -> None:
-        started_s = self._clock.monotonic_s()
-        async with self._connection.transaction():
-            await self._store.limit_lock_wait(self._patience.lock_timeout_ms)
-            await self._connection.execute(migration.sql)
-            if not self._connection.is_in_transaction():
-                raise NotOneUnitOfWork(file=migration.file)
-            duration_ms = round((self._clock.monotonic_s() - started_s) * 1000)
-            await self._store.add_record(
-                AppliedMigration(
-                    version=migration.version,
-                    name=migration.name,
-                    checksum=migration.checksum,
-                    applied_at=self._clock.now(),
-                    duration_ms=duration_ms,
-                )
+    async def _failed(self, migration: Migration, error: MigrationError) -> None:
+        """Write down that a file was refused, so that it does not count as cut."""
+        await self._session.watcher.append(
+            Entry(
+                at=self._session.clock.now(),
+                run_id=self._run_id,
+                happening=Happening.FAILED,
+                version=migration.version,
+                name=migration.name,
+                details=text_of({"error": type(error).__name__, "reason": str(error)}),
             )
-        self._say(f"{migration.file}: applied in {duration_ms} ms")
-
-
-def _explain(migration: Migration, error: asyncpg.PostgresError) -> TollkeeperError:
-    if is_connection_lost(error):
-        return DatabaseUnavailable(reason=str(error))
-    line = None if error.position is None else migration.line_at(int(error.position))
-    return MigrationFailed(
-        file=migration.file, line=line, sqlstate=error.sqlstate, reason=str(error)
-    )
+        )

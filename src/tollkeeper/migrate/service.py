@@ -1,66 +1,149 @@
-"""What others call: migrate a database, or ask what it lacks.
+"""What others call: migrate a database, rehearse it, go back, or ask what it lacks.
 
-It connects by itself: a migration needs a direct connection and the owner's role, which the
+It connects by itself: a migration needs direct connections and the owner's role, which the
 services' pools do not have.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from uuid import UUID
 
-from tollkeeper.database.connect import close_gently, connector
+import asyncpg
+
+from tollkeeper.database.connect import is_connection_lost
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel.clock import Clock
+from tollkeeper.kernel.ids import (
+    EntropySource,
+    compose_id,
+    milliseconds_since_epoch,
+    system_entropy,
+)
 from tollkeeper.migrate.errors import UnknownDatabase
-from tollkeeper.migrate.model import Migration, migration_from
-from tollkeeper.migrate.plan import in_order, missing, plan
-from tollkeeper.migrate.runner import Patience, Runner, Say
+from tollkeeper.migrate.history import LogRow, faults, last_cut
+from tollkeeper.migrate.model import DATABASES, Migration
+from tollkeeper.migrate.plan import in_order, missing, plan, reworded
+from tollkeeper.migrate.report import FileReport, Status, Tell, silence
+from tollkeeper.migrate.runner import Before, Runner
+from tollkeeper.migrate.script import migration_from
+from tollkeeper.migrate.session import Patience, connected, runner_session
 from tollkeeper.migrate.store import MigrationStore
 
-CLOSE_TIMEOUT_S = 2.0
-"""How long the goodbye may take; a statement of ours that still runs is cancelled by it."""
+_FRACTION = 1 << 16
 
 
-def silence(_: str) -> None:
-    """Say nothing."""
+def jitter_of(entropy: EntropySource) -> Callable[[], float]:
+    """Return a source of numbers in [0, 1)."""
+    return lambda: (entropy() % _FRACTION) / _FRACTION
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run on one database works with."""
+
+    dsn: str
+    database: str
+    available: Sequence[Migration]
+    clock: Clock
+    run_id: UUID
+    entropy: EntropySource = system_entropy
+    tell: Tell = silence
+    patience: Patience = field(default_factory=Patience)
+    before: Before | None = None
+
+
+def ignore(_: FileReport) -> None:
+    """Do nothing about it."""
+
+
+def new_run_id(clock: Clock, entropy: EntropySource = system_entropy) -> UUID:
+    """Return the id of a run: a UUIDv7, so that runs are in the order of their beginnings."""
+    return compose_id(milliseconds_since_epoch(clock.now()), entropy(), 0)
 
 
 async def migrate(
-    dsn: str, database: str, *, clock: Clock, say: Say = silence
-) -> tuple[Migration, ...]:
+    dsn: str, database: str, *, clock: Clock, tell: Tell = silence
+) -> tuple[FileReport, ...]:
     """Bring a database to the version of this program; return what was applied now.
 
     Raises:
         MigrationError: see `errors.py`; nothing of the file that failed remains.
         DatabaseUnavailable: the server cannot be reached, or went away.
     """
-    return await apply(dsn, database, shipped_migrations(database), clock=clock, say=say)
+    available = shipped_migrations(database)
+    run = Run(
+        dsn=dsn, database=database, available=available, clock=clock,
+        run_id=new_run_id(clock), tell=tell,
+    )  # fmt: skip
+    return await up(run)
 
 
-async def apply(
-    dsn: str,
-    database: str,
-    available: Sequence[Migration],
-    *,
-    clock: Clock,
-    say: Say = silence,
-    patience: Patience | None = None,
+async def up(
+    run: Run, *, to: int | None = None, done: Callable[[FileReport], None] = ignore
+) -> tuple[FileReport, ...]:
+    """Bring a database to the last of the run's files, or to a version; `done` hears of each.
+
+    Raises:
+        MigrationError: nothing of the file that failed remains; those before it do.
+        DatabaseUnavailable: the server cannot be reached, or went away; the same holds.
+    """
+    async with _runner(run) as runner:
+        return await runner.up(run.available, to=to, done=done)
+
+
+async def down(run: Run, *, to: int, accepted_rows: int = 0) -> tuple[FileReport, ...]:
+    """Take back what is above a version by the files' own SQL.
+
+    Raises:
+        MigrationError: nothing of the file that failed was taken back; those after it were.
+        DatabaseUnavailable: the same holds.
+    """
+    async with _runner(run) as runner:
+        return await runner.down(run.available, to=to, accepted_rows=accepted_rows)
+
+
+async def dry_up(run: Run, *, to: int | None = None) -> tuple[FileReport, ...]:
+    """Apply what is missing in one unit of work and undo it; change nothing.
+
+    Raises:
+        MigrationError, DatabaseUnavailable: what `up` would have met.
+    """
+    async with _runner(run) as runner:
+        return await runner.dry_up(run.available, to=to)
+
+
+async def planned(
+    dsn: str, database: str, available: Sequence[Migration], *, to: int | None = None
 ) -> tuple[Migration, ...]:
-    """Bring a database to the last of `available`, as `migrate` does."""
-    async with _connected(dsn, database) as connection:
-        runner = Runner(connection, clock=clock, say=say, patience=patience or Patience())
-        return await runner.run(database, available)
+    """Return what `up` would apply, or raise what it would find wrong; run nothing."""
+    async with connected(dsn, database) as (connection, _):
+        return plan(database, await MigrationStore(connection).read_records(), available, to=to)
 
 
-async def rehearse(
-    dsn: str, database: str, available: Sequence[Migration] | None = None
-) -> tuple[Migration, ...]:
-    """Return what `migrate` would apply, or raise what it would find wrong; change nothing."""
-    if available is None:
-        available = shipped_migrations(database)
-    async with _connected(dsn, database) as connection:
-        return plan(database, await MigrationStore(connection).read_records(), available)
+async def status(dsn: str, database: str, available: Sequence[Migration]) -> Status:
+    """Return where a database stands, also where that is wrong."""
+    async with connected(dsn, database) as (connection, _):
+        store = MigrationStore(connection)
+        applied, log = await store.read_records(), await store.read_log()
+    return Status(
+        database=database,
+        applied=applied,
+        pending=missing(applied, available),
+        reworded=reworded(applied, available),
+        log_faults=faults(log),
+        cut=last_cut(log),
+    )
+
+
+async def history(dsn: str, database: str) -> tuple[LogRow, ...]:
+    """Return the log of a database, in order."""
+    async with connected(dsn, database) as (connection, _):
+        return await MigrationStore(connection).read_log()
 
 
 async def pending(connection: Connection, database: str) -> tuple[Migration, ...]:
@@ -73,6 +156,7 @@ async def pending(connection: Connection, database: str) -> tuple[Migration, ...
     return missing(applied, shipped_migrations(database))
 
 
+@lru_cache(maxsize=len(DATABASES))
 def shipped_migrations(database: str) -> Sequence[Migration]:
     """Return the migrations inside the package, in order."""
     folder = files("tollkeeper.migrations").joinpath(database)
@@ -85,7 +169,7 @@ def read_migrations(folder: Traversable) -> Sequence[Migration]:
     """Return the migrations of a folder, which is called like their database, in order.
 
     Raises:
-        MigrationError: a bad name, or numbers that are not 1, 2, 3, ...
+        MigrationError: a bad name or file, or numbers that are not 1, 2, 3, ...
     """
     found = [
         # Bytes, because reading as text would change the newlines: SQL is sent as it stands.
@@ -93,14 +177,19 @@ def read_migrations(folder: Traversable) -> Sequence[Migration]:
         for file in folder.iterdir()
         if file.name.endswith(".sql")
     ]
-    return in_order(folder.name, found)
+    return tuple(in_order(folder.name, found))
 
 
 @asynccontextmanager
-async def _connected(dsn: str, database: str) -> AsyncIterator[Connection]:
-    settings = {"application_name": f"tollkeeper migrate {database}"}
-    connection = await connector(dsn, settings=settings)()
+async def _runner(run: Run) -> AsyncIterator[Runner]:
     try:
-        yield connection
-    finally:
-        await close_gently(connection, CLOSE_TIMEOUT_S)
+        async with runner_session(
+            run.dsn, run.database, clock=run.clock, patience=run.patience, tell=run.tell
+        ) as session:
+            yield Runner(
+                session, run_id=run.run_id, jitter=jitter_of(run.entropy), before=run.before
+            )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if is_connection_lost(error):
+            raise DatabaseUnavailable(reason=str(error)) from error
+        raise

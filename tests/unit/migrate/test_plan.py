@@ -1,5 +1,6 @@
 """What runs, and every way in which nothing may run."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -14,16 +15,20 @@ from tollkeeper.migrate.errors import (
     MigrationMissing,
     MigrationOutOfOrder,
     MissingVersion,
+    NotReversible,
+    UnknownVersion,
 )
-from tollkeeper.migrate.model import AppliedMigration, Migration, migration_from
-from tollkeeper.migrate.plan import missing, plan
+from tollkeeper.migrate.model import AppliedMigration, Migration
+from tollkeeper.migrate.plan import missing, plan, plan_down, reworded
+from tollkeeper.migrate.script import migration_from
 
 
 def files(*versions: int) -> list[Migration]:
-    return [
-        Migration(database="credits", version=version, name="step", sql=f"SELECT {version};\n")
-        for version in versions
-    ]
+    return [step(version, f"SELECT {version};") for version in versions]
+
+
+def step(version: int, up: str, name: str = "step") -> Migration:
+    return migration_from("credits", f"{version:04}_{name}.sql", f"-- up\n{up}\n")
 
 
 def records(*migrations: Migration) -> list[AppliedMigration]:
@@ -32,6 +37,8 @@ def records(*migrations: Migration) -> list[AppliedMigration]:
             version=each.version,
             name=each.name,
             checksum=each.checksum,
+            digest=each.digest,
+            source=each.source,
             applied_at=datetime(2026, 1, 1, tzinfo=UTC),
             duration_ms=1,
         )
@@ -53,7 +60,7 @@ def test_any_beginning_is_completed_in_order(count: int, data: st.DataObject) ->
 
 def test_changed_file_is_refused_and_named() -> None:
     [old] = files(1)
-    new = Migration(database="credits", version=1, name="step", sql="SELECT 2;\n")
+    new = step(1, "SELECT 2;")
 
     with pytest.raises(MigrationChanged) as caught:
         plan("credits", records(old), [new])
@@ -84,7 +91,7 @@ def test_left_out_number_is_refused() -> None:
 
 def test_two_files_with_one_number_are_refused() -> None:
     [twin] = files(1)
-    other = Migration(database="credits", version=1, name="other", sql="")
+    other = step(1, "SELECT 1;", "other")
 
     with pytest.raises(DuplicateVersion) as caught:
         plan("credits", [], [twin, other])
@@ -129,31 +136,75 @@ def test_name_that_does_not_say_its_number_is_refused(name: str) -> None:
     assert f"credits/{name}" == caught.value.file
 
 
-def test_name_gives_number_and_what() -> None:
-    migration = migration_from("credits", "0042_add_holds.sql", "SELECT 1;")
+def test_what_reads_otherwise_and_says_the_same_is_no_change() -> None:
+    [old] = files(1)
+    new = step(1, "-- Why.\nSELECT\n    1;  ")
 
-    assert (42, "add_holds", "credits/0042_add_holds.sql") == (
-        migration.version,
-        migration.name,
-        migration.file,
+    assert () == plan("credits", records(old), [new])
+    assert (new,) == reworded(records(old), [new])
+
+
+def test_difference_to_what_was_applied_is_shown() -> None:
+    old, new = step(1, "SELECT 1;\nSELECT 2;"), step(1, "SELECT 1;\nSELECT 3;")
+
+    with pytest.raises(MigrationChanged, match=r"(?s)-SELECT 2;\n\+SELECT 3;"):
+        plan("credits", records(old), [new])
+
+
+def test_old_record_without_digest_is_held_to_the_letter() -> None:
+    [old] = files(1)
+    past = [replace(record, digest=None, source=None) for record in records(old)]
+
+    assert () == plan("credits", past, [old])
+    with pytest.raises(MigrationChanged):
+        plan("credits", past, [step(1, "-- Why.\nSELECT 1;")])
+
+
+@given(count=st.integers(0, 12), data=st.data())
+def test_up_to_a_version_stops_there(count: int, data: st.DataObject) -> None:
+    available = files(*range(1, count + 1))
+    done = data.draw(st.integers(0, count))
+    to = data.draw(st.integers(done, count))
+
+    assert tuple(available[done:to]) == plan(
+        "credits", records(*available[:done]), available, to=to
     )
 
 
-LINES = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=8))
+@pytest.mark.parametrize("to", [1, 4])
+def test_version_behind_or_unknown_is_refused(to: int) -> None:
+    available = files(1, 2, 3)
+
+    with pytest.raises(UnknownVersion, match=r"2\.\.3"):
+        plan("credits", records(*available[:2]), available, to=to)
 
 
-@given(lines=LINES)
-def test_checksum_ignores_how_lines_end_and_nothing_else(lines: list[str]) -> None:
-    def checksum(text: str) -> str:
-        return migration_from("credits", "0001_x.sql", text).checksum
-
-    assert checksum("\n".join(lines)) == checksum("\r\n".join(lines)) == checksum("\r".join(lines))
-    assert checksum("\n".join(lines)) != checksum("\n".join(lines) + " ")
+def reversible(version: int) -> Migration:
+    source = f"-- up\nSELECT {version};\n-- down\nSELECT -{version};\n"
+    return migration_from("credits", f"{version:04}_step.sql", source)
 
 
-@pytest.mark.parametrize(("position", "line"), [(1, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 4)])
-def test_line_of_a_position_counts_from_one(position: int, line: int) -> None:
-    """Characters 1 to 6 of "a", "b", an empty line, "c"."""
-    migration = migration_from("credits", "0001_x.sql", "a\nb\n\nc")
+def test_way_down_is_the_way_up_backwards() -> None:
+    available = [reversible(version) for version in (1, 2, 3)]
 
-    assert line == migration.line_at(position)
+    assert (available[2], available[1]) == plan_down(
+        "credits", records(*available), available, to=1
+    )
+    assert () == plan_down("credits", records(*available), available, to=3)
+
+
+def test_file_without_way_back_is_named_before_anything_is_taken_back() -> None:
+    available = [reversible(1), *files(2), reversible(3)]
+
+    with pytest.raises(NotReversible) as caught:
+        plan_down("credits", records(*available), available, to=1)
+
+    assert ("credits/0002_step.sql",) == caught.value.files
+
+
+@pytest.mark.parametrize("to", [-1, 2])
+def test_way_down_to_nowhere_is_refused(to: int) -> None:
+    available = [reversible(1)]
+
+    with pytest.raises(UnknownVersion):
+        plan_down("credits", records(*available), available, to=to)

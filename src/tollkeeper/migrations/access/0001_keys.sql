@@ -1,3 +1,4 @@
+-- up
 -- API keys, and the version that tells every service when to read them again.
 
 SET LOCAL lock_timeout = '2s';

@@ -1,3 +1,4 @@
+-- up
 -- The lives of keys: expiry, rotation, last use, and the trail of what was done to them.
 --
 -- Code of the version before works on this schema; it knows nothing of expiry, so hand out keys that expire

@@ -1,3 +1,4 @@
+-- up
 -- The ledger: accounts, their immutable transactions, the idempotency keys, and their partitions.
 --
 -- Every key begins with `shard`, the first byte of SHA-256(account_id): it chooses the lane today and

@@ -1,3 +1,4 @@
+-- up
 -- Holds and refunds: credits promised before they are taken, and given back after.
 --
 -- What a hold is at any time follows from its transactions; the rows here are the state that the next

@@ -1,3 +1,4 @@
+-- up
 -- Checkpoints: signed Merkle roots over the heads of accounts, and the leaves under them.
 --
 -- Made by the worker, which acts as the owner; the service's role may only read them. Nothing here

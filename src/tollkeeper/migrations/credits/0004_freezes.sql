@@ -1,3 +1,4 @@
+-- up
 -- Freezes: an account that is not what its transactions say takes no money operation until somebody answers for it.
 --
 -- The worker reconciles and freezes, as the owner. The service's role reads freezes and lifts one only through a

@@ -1,3 +1,4 @@
+-- up
 -- Keys are looked for in all partitions from a day ago on, so that none is missed when the clock was set back:
 -- there shall be no more of them ahead than are needed. Who runs behind makes the next one when it is missing.
 

@@ -1,3 +1,4 @@
+-- up
 -- The row that health checks write to: a server that answers and cannot be written to is not a primary.
 
 SET LOCAL lock_timeout = '2s';
@@ -13,3 +14,9 @@ COMMENT ON TABLE health_probe IS 'one row, written by every health check';
 INSERT INTO health_probe DEFAULT VALUES;
 
 GRANT SELECT, UPDATE (probed_at) ON health_probe TO tollkeeper_credits;
+
+-- verify
+SELECT count(*) = 1 FROM health_probe;
+
+-- down derived:health_probe
+DROP TABLE health_probe;

@@ -1,0 +1,80 @@
+"""The log of one run: a file of JSON lines, written as things happen.
+
+Every line has the time, the id of the run and the event. Statements are without values, and card
+numbers and the like are masked: the file may be shown to others. It can be read only by its owner.
+"""
+
+import json
+import os
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+from tollkeeper.kernel.clock import Clock
+from tollkeeper.kernel.errors import ConfigurationError
+from tollkeeper.migrate.report import Event, Tell
+from tollkeeper.telemetry.cards import mask_cards
+
+FOLDER = "runs"
+"""Below the folder of backups."""
+
+
+class RunLog:
+    """Writes the events of a run to `<folder>/runs/<run id>.jsonl`."""
+
+    def __init__(self, folder: Path, run_id: UUID, *, clock: Clock) -> None:
+        """Open the file.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        self.path = folder / FOLDER / f"{run_id}.jsonl"
+        self._run_id = str(run_id)
+        self._clock = clock
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        except OSError as error:
+            raise ConfigurationError(
+                problem=f"Cannot write the run's log {self.path}: {error.strerror}. Set "
+                "TOLLKEEPER_BACKUPS to a folder that can be written."
+            ) from error
+        self._file = os.fdopen(number, "w", encoding="utf-8")
+
+    def tell(self, event: Event) -> None:
+        """Write an event; it has reached the operating system when this returns."""
+        line = {"at": _told(self._clock.now()), "run": self._run_id, **event}
+        self._file.write(mask_cards(json.dumps(line, ensure_ascii=False, default=str)) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Say how the run ended, and make it last."""
+        if error is not None:
+            self.tell({"event": "migrate.run_failed", "error": type(error).__name__,
+                       "reason": str(error)})  # fmt: skip
+        with self._file:
+            os.fsync(self._file.fileno())
+
+
+def both(*listeners: Tell) -> Tell:
+    """Return a listener that tells all of them."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+def _told(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"
