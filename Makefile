@@ -41,7 +41,7 @@ check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/squawk src/tollkeeper/migrations/*/*.sql
+	$(BIN)/python .ci/lint-migrations $(BIN)/squawk
 	$(BIN)/python -m pytest -q tests/unit tests/property tests/architecture
 
 bench: $(STAMP) ## the figures of the README, measured here (ARGS=--quick: a first look)

@@ -3,18 +3,18 @@
 import asyncio
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.migrations import CLOCK, DEADLINE_S, HASTY, applied_to, eventually, steps
 
 from tollkeeper.database.connect import close_gently, connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel.backoff import Backoff
-from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.migrate.errors import (
     DatabaseNewer,
     MigrationBlocked,
@@ -26,28 +26,14 @@ from tollkeeper.migrate.errors import (
     UnknownDatabase,
 )
 from tollkeeper.migrate.model import DATABASES, Migration
-from tollkeeper.migrate.narration import narrating
-from tollkeeper.migrate.script import migration_from
 from tollkeeper.migrate.service import (
-    Run,
     migrate,
-    new_run_id,
     pending,
     planned,
     read_migrations,
     shipped_migrations,
-    up,
 )
 from tollkeeper.migrate.session import Patience
-
-DEADLINE_S = 20.0
-CLOCK = SystemClock()
-HASTY = Patience(
-    runner_wait_s=0.05,
-    poll_interval_s=0.01,
-    lock_timeout_ms=50,
-    backoff=Backoff(first_ms=1, ceiling_ms=1, retries=2),
-)
 
 
 @pytest.fixture
@@ -56,35 +42,6 @@ async def observer(empty_dsn: str) -> AsyncIterator[Connection]:
     connection = await connector(empty_dsn)()
     yield connection
     await close_gently(connection, 5)
-
-
-def steps(*texts: str) -> Sequence[Migration]:
-    return [
-        migration_from("credits", f"{version:04}_step.sql", f"-- up\n{text}\n")
-        for version, text in enumerate(texts, start=1)
-    ]
-
-
-async def apply(
-    dsn: str,
-    database: str,
-    available: Sequence[Migration],
-    *,
-    say: Callable[[str], None] = lambda _: None,
-    patience: Patience | None = None,
-) -> tuple[Migration, ...]:
-    """Bring a database to the last of `available` and return what was applied."""
-    run = Run(
-        dsn=dsn, database=database, available=available, clock=CLOCK, run_id=new_run_id(CLOCK),
-        tell=narrating(say), patience=patience or Patience(),
-    )  # fmt: skip
-    return tuple(report.migration for report in await up(run))
-
-
-async def eventually(condition: Callable[[], Awaitable[Any]]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await condition():
-            await asyncio.sleep(0.005)
 
 
 async def table_exists(observer: Connection, name: str) -> bool:
@@ -107,9 +64,9 @@ async def test_applies_once_and_remembers(empty_dsn: str, observer: Connection) 
     migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();\nCREATE TABLE three ();")
     said: list[str] = []
 
-    first = await apply(empty_dsn, "credits", migrations[:1])
-    second = await apply(empty_dsn, "credits", migrations, say=said.append)
-    third = await apply(empty_dsn, "credits", migrations)
+    first = await applied_to(empty_dsn, migrations[:1])
+    second = await applied_to(empty_dsn, migrations, say=said.append)
+    third = await applied_to(empty_dsn, migrations)
 
     assert [tuple(migrations[:1]), tuple(migrations[1:]), ()] == [first, second, third]
     assert await table_exists(observer, "three")
@@ -133,9 +90,9 @@ async def test_runs_beside_each_other_apply_once(empty_dsn: str, observer: Conne
         said.append(line)
         waiting.set()
 
-    first = asyncio.create_task(apply(empty_dsn, "credits", migrations))
+    first = asyncio.create_task(applied_to(empty_dsn, migrations))
     await eventually(lambda: is_waiting_for(observer, "advisory"))
-    second = asyncio.create_task(apply(empty_dsn, "credits", migrations, say=say))
+    second = asyncio.create_task(applied_to(empty_dsn, migrations, say=say))
     async with asyncio.timeout(DEADLINE_S):
         await waiting.wait()
     await observer.execute("SELECT pg_advisory_unlock(42)")
@@ -151,7 +108,7 @@ async def test_eight_runners_at_once_apply_once(empty_dsn: str) -> None:
 
     async def run() -> tuple[Migration, ...]:
         await start.wait()
-        return await apply(empty_dsn, "credits", migrations)
+        return await applied_to(empty_dsn, migrations)
 
     results = await asyncio.gather(*(run() for _ in range(8)))
 
@@ -163,11 +120,11 @@ async def test_who_waits_too_long_learns_who_holds_the_lock(
 ) -> None:
     await observer.execute("SELECT pg_advisory_lock(42)")
     migrations = steps("SELECT pg_advisory_xact_lock(42);")
-    first = asyncio.create_task(apply(empty_dsn, "credits", migrations))
+    first = asyncio.create_task(applied_to(empty_dsn, migrations))
     await eventually(lambda: is_waiting_for(observer, "advisory"))
 
     with pytest.raises(RunnerBusy) as caught:
-        await apply(empty_dsn, "credits", migrations, patience=HASTY)
+        await applied_to(empty_dsn, migrations, patience=HASTY)
 
     await observer.execute("SELECT pg_advisory_unlock(42)")
     await first
@@ -178,7 +135,7 @@ async def test_cancelled_runner_leaves_nothing_and_no_lock(
     empty_dsn: str, observer: Connection
 ) -> None:
     migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
-    running = asyncio.create_task(apply(empty_dsn, "credits", migrations))
+    running = asyncio.create_task(applied_to(empty_dsn, migrations))
     await eventually(lambda: is_waiting_for(observer, "PgSleep"))
 
     running.cancel()
@@ -186,7 +143,7 @@ async def test_cancelled_runner_leaves_nothing_and_no_lock(
         await running
 
     whole = steps("CREATE TABLE half ();")
-    assert tuple(whole) == await apply(empty_dsn, "credits", whole)
+    assert tuple(whole) == await applied_to(empty_dsn, whole)
 
 
 async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
@@ -222,7 +179,7 @@ async def test_killed_runner_leaves_nothing_half_done_and_the_next_runs_through(
     # The dead runner's server process notices within a second; until then the lock is held.
     await observer.execute("DELETE FROM slow")
     migrations = read_migrations(folder)
-    applied = await apply(empty_dsn, "credits", migrations)
+    applied = await applied_to(empty_dsn, migrations)
 
     assert (migrations[1],) == applied
     assert await table_exists(observer, "other_half")
@@ -232,7 +189,7 @@ async def test_lost_server_process_is_unavailable_and_leaves_nothing(
     empty_dsn: str, observer: Connection
 ) -> None:
     migrations = steps("CREATE TABLE half (); SELECT pg_sleep(600);")
-    running = asyncio.create_task(apply(empty_dsn, "credits", migrations))
+    running = asyncio.create_task(applied_to(empty_dsn, migrations))
     await eventually(lambda: is_waiting_for(observer, "PgSleep"))
     await observer.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
@@ -248,20 +205,20 @@ async def test_lost_server_process_is_unavailable_and_leaves_nothing(
 
 
 async def test_changed_file_is_refused(empty_dsn: str, observer: Connection) -> None:
-    await apply(empty_dsn, "credits", steps("CREATE TABLE one ();"))
+    await applied_to(empty_dsn, steps("CREATE TABLE one ();"))
 
     with pytest.raises(MigrationChanged):
-        await apply(empty_dsn, "credits", steps("CREATE TABLE uno ();", "CREATE TABLE two ();"))
+        await applied_to(empty_dsn, steps("CREATE TABLE uno ();", "CREATE TABLE two ();"))
 
     assert not await table_exists(observer, "two")
 
 
 async def test_newer_database_is_refused(empty_dsn: str) -> None:
     migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
-    await apply(empty_dsn, "credits", migrations)
+    await applied_to(empty_dsn, migrations)
 
     with pytest.raises(DatabaseNewer):
-        await apply(empty_dsn, "credits", migrations[:1])
+        await applied_to(empty_dsn, migrations[:1])
 
 
 @pytest.mark.parametrize(
@@ -278,7 +235,7 @@ async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
     migrations = steps("CREATE TABLE kept ();", text)
 
     with pytest.raises(MigrationFailed) as caught:
-        await apply(empty_dsn, "credits", migrations)
+        await applied_to(empty_dsn, migrations)
 
     error = caught.value
     assert ("credits/0002_step.sql", *place) == (error.file, error.line, error.sqlstate)
@@ -290,13 +247,13 @@ async def test_failing_file_is_named_with_its_line_and_leaves_nothing(
 @pytest.mark.parametrize("ending", ["COMMIT;", "ROLLBACK;"])
 async def test_file_that_commits_by_itself_is_refused(empty_dsn: str, ending: str) -> None:
     with pytest.raises(NotOneUnitOfWork):
-        await apply(empty_dsn, "credits", steps(f"SELECT 1; {ending}"))
+        await applied_to(empty_dsn, steps(f"SELECT 1; {ending}"))
 
 
 async def test_lock_lost_on_the_way_is_said(empty_dsn: str) -> None:
     """As a pooler loses it, that gives us another backend for each unit of work."""
     with pytest.raises(RunnerLockLost, match="without a pooler"):
-        await apply(empty_dsn, "credits", steps("SELECT pg_advisory_unlock_all();"))
+        await applied_to(empty_dsn, steps("SELECT pg_advisory_unlock_all();"))
 
 
 async def test_unknown_database_is_refused(empty_dsn: str) -> None:
@@ -310,7 +267,7 @@ async def test_unknown_database_is_refused(empty_dsn: str) -> None:
 
 async def test_lock_timeout_is_set_while_a_file_runs(empty_dsn: str, observer: Connection) -> None:
     migrations = steps("CREATE TABLE seen AS SELECT current_setting('lock_timeout') AS value;")
-    await apply(empty_dsn, "credits", migrations)
+    await applied_to(empty_dsn, migrations)
 
     assert "2s" == await observer.fetchval("SELECT value FROM seen")
 
@@ -325,12 +282,12 @@ async def test_change_behind_a_held_lock_gives_up_and_says_so(
     async with observer.transaction():
         await observer.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
         with pytest.raises(MigrationBlocked) as caught:
-            await apply(empty_dsn, "credits", migrations, say=said.append, patience=HASTY)
+            await applied_to(empty_dsn, migrations, say=said.append, patience=HASTY)
 
     assert 3 == caught.value.attempts
     assert 2 == sum("again in" in line for line in said)
     assert any("waits for AccessExclusiveLock on busy, held by" in line for line in said)
-    assert tuple(migrations) == await apply(empty_dsn, "credits", migrations)
+    assert tuple(migrations) == await applied_to(empty_dsn, migrations)
 
 
 async def test_change_behind_a_lock_passes_when_it_is_released(
@@ -345,9 +302,8 @@ async def test_change_behind_a_lock_passes_when_it_is_released(
     )
 
     running = asyncio.create_task(
-        apply(
+        applied_to(
             empty_dsn,
-            "credits",
             migrations,
             say=lambda _: refused.set(),
             patience=patience,
@@ -420,7 +376,7 @@ async def test_upgrade_step_by_step_gives_the_schema_of_a_fresh_database(
     for sizes in ([len(available)], range(1, len(available) + 1)):
         with databases.fresh() as dsn:
             for size in sizes:
-                await apply(dsn, database, available[:size])
+                await applied_to(dsn, available[:size], database=database)
             connection = await connector(dsn)()
             found.append(await schema(connection))
             assert () == await pending(connection, database)

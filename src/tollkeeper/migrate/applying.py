@@ -61,7 +61,7 @@ class Applying:
     async def apply_here(self, migration: Migration) -> FileReport:
         """Apply a file in the unit of work that is open."""
         started_s = self.session.clock.monotonic_s()
-        before = await self._open()
+        before, held = await self._open()
         statements = [
             await self._execute(migration, each, number, len(migration.up))
             for number, each in enumerate(migration.up, start=1)
@@ -71,7 +71,7 @@ class Applying:
             migration=migration,
             duration_ms=self._since_ms(started_s),
             statements=tuple(statements),
-            locks=await self.session.store.locks_taken(before),
+            locks=await self._locks(before, held),
             rewritten=await self._rewritten(before),
         )
 
@@ -99,7 +99,7 @@ class Applying:
         """Take a file back in the unit of work that is open."""
         assert migration.down is not None
         started_s = self.session.clock.monotonic_s()
-        before = await self._open()
+        before, held = await self._open()
         lost = await self._rows_lost(migration, before)
         if sum(lost.values()) > self.accepted_rows:
             raise DownLosesRows(
@@ -117,7 +117,7 @@ class Applying:
             is_down=True,
             duration_ms=self._since_ms(started_s),
             statements=tuple(statements),
-            locks=await self.session.store.locks_taken(before),
+            locks=await self._locks(before, held),
             rewritten=await self._rewritten(before),
             lost=lost,
         )
@@ -159,10 +159,17 @@ class Applying:
                 raise
             raise OutcomeUnknown(file=migration.file, reason=error.reason) from error
 
-    async def _open(self) -> Mapping[int, Relation]:
-        """Limit what waits, and look what is there before."""
+    async def _open(self) -> tuple[Mapping[int, Relation], Mapping[str, str]]:
+        """Limit what waits; return what is there before, and what this unit of work has locked."""
         await self.session.store.limit_lock_wait(self.session.patience.lock_timeout_ms)
-        return await self.session.store.relations()
+        before = await self.session.store.relations()
+        return before, await self.session.store.locks_taken(before)
+
+    async def _locks(
+        self, before: Mapping[int, Relation], held: Mapping[str, str]
+    ) -> Mapping[str, str]:
+        now = await self.session.store.locks_taken(before)
+        return {name: mode for name, mode in now.items() if held.get(name) != mode}
 
     async def _execute(
         self, migration: Migration, statement: Statement, number: int, of: int
