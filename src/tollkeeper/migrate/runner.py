@@ -62,14 +62,13 @@ class Runner:
         steps = plan(session.database, records, available, to=to)
         cut = await self._look_back()
         reports = []
-        if steps:
-            await self._prepare(records, steps)
-            applying = Applying(session=session, run_id=self._run_id)
-            for migration in steps:
-                was_begun = cut is not None and cut.version == migration.version
-                report = await self._apply(applying, migration, was_begun=was_begun)
-                done(report)
-                reports.append(report)
+        await self._prepare(records, steps)
+        applying = Applying(session=session, run_id=self._run_id)
+        for migration in steps:
+            was_begun = cut is not None and cut.version == migration.version
+            report = await self._apply(applying, migration, was_begun=was_begun)
+            done(report)
+            reports.append(report)
         await session.end()
         return tuple(reports)
 
@@ -87,8 +86,7 @@ class Runner:
         steps = plan_down(session.database, records, available, to=to)
         await self._look_back()
         reports = []
-        if steps:
-            await self._prepare(records, steps)
+        await self._prepare(records, steps)
         for migration in steps:
             applying = Applying(session=session, run_id=self._run_id, accepted_rows=accepted_rows)
             report = await self._patiently(migration, applying.take_back)
@@ -146,9 +144,9 @@ class Runner:
         self, records: Sequence[AppliedMigration], steps: Sequence[Migration]
     ) -> None:
         session = self._session
-        if self._before is not None and records:
+        if self._before is not None and records and steps:
             await self._before(session, records, steps)
-        if not await session.store.has_log():
+        if (records or steps) and not await session.store.has_log():
             await session.store.create_log([self._adopted(record) for record in records])
 
     def _adopted(self, record: AppliedMigration) -> Entry:

@@ -75,6 +75,7 @@ class RunnerSession:
             if await store.is_pooled():
                 raise PoolerRefused(database=self.database)
         await self.store.notice_dead_client()
+        await self.watcher.note_quickly()
         await self._lock(self.watcher.try_lock)
         await self._lock(self.store.try_work_lock)
         dump = await self.watcher.find_dump()

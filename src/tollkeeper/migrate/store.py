@@ -137,6 +137,10 @@ class MigrationStore:
         """Have the server end our statement within a second when our process is gone."""
         await self._connection.execute(self._queries["notice_dead_client"])
 
+    async def note_quickly(self) -> None:
+        """Let what this session commits reach the disk with what is committed after it."""
+        await self._connection.execute(self._queries["note_quickly"])
+
     async def limit_lock_wait(self, timeout_ms: int) -> None:
         """Let every statement of this unit of work wait so long for a lock, and no longer."""
         await self._connection.execute(self._queries["limit_lock_wait"], f"{timeout_ms}ms")

@@ -134,6 +134,11 @@ SELECT pg_backend_pid();
 SELECT set_config('client_connection_check_interval', '1s', false)
 WHERE version() !~* 'windows|visual c|mingw';
 
+-- note_quickly --
+-- Of the session that notes progress: whatever lasts afterwards takes these rows with it, being behind them in
+-- the server's log; and of what does not last nobody needs to know where it was cut.
+SELECT set_config('synchronous_commit', 'off', false);
+
 -- limit_lock_wait --
 -- SET LOCAL lock_timeout: while a change waits for its lock, everyone else queues behind it.
 SELECT set_config('lock_timeout', $1, true);
