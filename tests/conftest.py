@@ -53,6 +53,10 @@ class Databases:
         finally:
             self._execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    def dsn(self, name: str) -> str:
+        """Return the DSN of a database of this server."""
+        return self._server.dsn(name)
+
     def _migrated(self, database: str) -> str:
         name = f"template_{database}"
         if name not in self._templates:
