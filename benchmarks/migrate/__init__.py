@@ -1,0 +1,1 @@
+"""What migrations and backups cost a ledger that works meanwhile."""
