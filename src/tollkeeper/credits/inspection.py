@@ -78,12 +78,12 @@ class LedgerInspector:
 
     async def facts(self, connection: Connection) -> Mapping[str, int | str]:
         """Return counts, sums, and a digest over the heads of all chains, in order."""
-        standing = await connection.fetchrow(self._sql["standing"])
-        totals = await connection.fetchrow(self._sql["totals"])
+        standing = await connection.fetchrow(self._sql["ledger_standing"])
+        totals = await connection.fetchrow(self._sql["ledger_totals"])
         assert standing is not None
         assert totals is not None
         heads = hashlib.sha256()
-        await copy_rows(connection, self._sql["heads"], take=heads.update)
+        await copy_rows(connection, self._sql["ledger_heads"], take=heads.update)
         return {**standing, **totals, "heads_sha256": heads.hexdigest()}
 
     async def faults(self, connect: Callable[[], Awaitable[Connection]]) -> Sequence[str]:
@@ -104,7 +104,7 @@ class LedgerInspector:
 
     async def estimate(self, connection: Connection, facts: Mapping[str, int | str]) -> LedgerLoss:
         """Return by how much the ledger has grown since these facts; exact if it only grew."""
-        now = await connection.fetchrow(self._sql["standing"])
+        now = await connection.fetchrow(self._sql["ledger_standing"])
         assert now is not None
         return LedgerLoss(
             accounts=max(0, now["accounts"] - int(facts["accounts"])),
@@ -122,7 +122,7 @@ class LedgerInspector:
             live.transaction(isolation="repeatable_read", readonly=True),
             other.transaction(isolation="repeatable_read", readonly=True),
         ):
-            heads = self._sql["heads"]
+            heads = self._sql["ledger_heads"]
             ours = live.cursor(heads, prefetch=_AHEAD)
             theirs = other.cursor(heads, prefetch=_AHEAD)
             async for here, there in _side_by_side(ours, theirs):
@@ -189,7 +189,7 @@ class LedgerInspector:
     ) -> Mapping[tuple[int, str, int], tuple[bytes, int]]:
         """Return hash and balance after some transactions, by shard, account and sequence."""
         rows = await connection.fetch(
-            self._sql["links"],
+            self._sql["ledger_links"],
             [each.shard for each, _ in points],
             [each.account_id for each, _ in points],
             [sequence for _, sequence in points],

@@ -22,7 +22,7 @@ from tollkeeper.migrate.catalogue import DUMP, GLOBALS, PartialFile
 from tollkeeper.migrate.dump import Programs, programs_for
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.progress import Progress
-from tollkeeper.migrate.server import Server, find_server, lost_means
+from tollkeeper.migrate.server import Server, explained, find_server
 from tollkeeper.migrate.space import check_space, dump_bytes
 
 _DUMPING = 'dumping contents of table "'
@@ -57,10 +57,10 @@ async def take_backup(dsn: str, occasion: Occasion, equipment: Equipment) -> Bac
     """
     server = await find_server(dsn)
     programs = await programs_for(server.major, equipment.binaries)
-    async with lost_means("the backup"), server.connected() as connection:
+    async with explained("the backup"), server.connected() as connection:
         store = BackupStore(connection)
-        async with store.locked(server.database, BACKUP):
-            await store.refuse_foreign_dumps(server.database)
+        async with store.locked(server.database, BACKUP, equipment.clock):
+            await store.refuse_foreign_dumps(server.database, equipment.clock)
             described = await _describe(server, store)
             _check_room(occasion.service, described, equipment)
             # The dump sees what this unit of work sees: it has to be open until the dump has ended.

@@ -5,6 +5,7 @@ BackupError
 ├── PoolerInBetween           the DSN does not lead to PostgreSQL itself
 ├── NoPrimary                 none of the DSN's hosts takes writes
 ├── ServerLost                the server went away meanwhile
+├── ServerRefused             it refused a statement
 ├── DatabaseInUse             another dump, backup, restore or rollback is at work
 ├── SpaceShort                there is not enough room; nothing was begun
 ├── DiskFull                  the room ended on the way; nothing half remains
@@ -95,6 +96,18 @@ class ServerLost(BackupError):
     def message(self) -> str:
         """Say what was cut."""
         return f"the server went away during {self.doing} ({self.reason}): run it again"
+
+
+@dataclass(eq=False, kw_only=True)
+class ServerRefused(BackupError):
+    """The server refused something: mostly, the role may not do it."""
+
+    doing: str
+    reason: str
+
+    def message(self) -> str:
+        """Give its reason."""
+        return f"the server refused {self.doing}: {self.reason}"
 
 
 @dataclass(eq=False, kw_only=True)

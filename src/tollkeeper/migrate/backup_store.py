@@ -14,6 +14,7 @@ import asyncpg
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.locks import session_lock
 from tollkeeper.database.queries import load_queries
+from tollkeeper.kernel.clock import Clock
 from tollkeeper.migrate.backup_errors import DatabaseInUse
 from tollkeeper.migrate.backup_model import (
     AppliedVersion,
@@ -28,6 +29,11 @@ from tollkeeper.migrate.store import MigrationStore
 DIGEST_LIMIT_BYTES: Final = 1024**3
 """Tables up to this size have a digest of their contents taken; bigger ones are counted alone."""
 
+PATIENCE_S: Final = 5.0
+"""How long the sessions of a killed run, and its dump, may take to end."""
+
+POLL_S: Final = 0.1
+
 BACKUP, SWAP = "backup", "rollback"
 """What a database is locked for: one backup at a time, and one restore or rollback."""
 
@@ -40,27 +46,34 @@ class BackupStore:
         self._sql = load_queries("tollkeeper.migrate")
 
     @asynccontextmanager
-    async def locked(self, database: str, work: str) -> AsyncIterator[None]:
+    async def locked(self, database: str, work: str, clock: Clock) -> AsyncIterator[None]:
         """Be the only one at such work with a database.
 
         Raises:
-            DatabaseInUse: somebody else is at it.
+            DatabaseInUse: somebody else is at it, and no killed run.
         """
         take, release = self._sql["take_database_lock"], self._sql["release_database_lock"]
-        async with session_lock(self._connection, take, release, database, work) as is_ours:
-            if not is_ours:
+        limit_s = clock.monotonic_s() + PATIENCE_S
+        while True:
+            async with session_lock(self._connection, take, release, database, work) as is_ours:
+                if is_ours:
+                    yield
+                    return
+            if clock.monotonic_s() >= limit_s:
                 raise DatabaseInUse(database=database, holder=f"another {work}")
-            yield
+            await clock.sleep(POLL_S)
 
-    async def refuse_foreign_dumps(self, database: str) -> None:
+    async def refuse_foreign_dumps(self, database: str, clock: Clock) -> None:
         """Refuse to begin while somebody else dumps a database.
 
         Raises:
             DatabaseInUse: with who it is.
         """
-        rows = await self._connection.fetch(self._sql["foreign_dumps"], database)
-        for row in rows:
-            raise DatabaseInUse(database=database, holder=row["holder"])
+        limit_s = clock.monotonic_s() + PATIENCE_S
+        while rows := await self._connection.fetch(self._sql["foreign_dumps"], database):
+            if clock.monotonic_s() >= limit_s:
+                raise DatabaseInUse(database=database, holder=rows[0]["holder"])
+            await clock.sleep(POLL_S)
 
     async def export_snapshot(self) -> str:
         """Return the name under which others may see what this unit of work sees."""

@@ -35,6 +35,8 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     state: State
     database: str
     """The name under which it is live, or was."""
+    service: str
+    """Which of Tollkeeper's databases it is: what commands call it."""
     backup: str
     at: datetime
     comment: str | None = None
@@ -47,7 +49,7 @@ def written(note: Note) -> str:
         case State.CLOSING:
             said = (
                 f"closed for a rollback; if none is running, "
-                f"`{reopening_command(note.database)}` opens it"
+                f"`{reopening_command(note.service)}` opens it"
             )
         case State.KEPT:
             said = f"what {note.database} was before it was rolled back to {note.backup}"
@@ -68,9 +70,9 @@ def understood(comment: str | None) -> Note | None:
         return None
 
 
-def reopening_command(database: str) -> str:
+def reopening_command(service: str) -> str:
     """Return what opens a database that a killed rollback has left closed."""
-    return f"tollkeeper migrate rollback {database} --reopen"
+    return f"tollkeeper migrate rollback {service} --reopen"
 
 
 def aside_name(database: str, word: str, tag: str) -> str:

@@ -6,6 +6,7 @@ then renamed or dropped. Invariant: a database has its name only when it is whol
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 
 import asyncpg
 
@@ -19,13 +20,19 @@ from tollkeeper.migrate.backup_errors import (
     ServerOlder,
     TargetExists,
 )
-from tollkeeper.migrate.backup_model import Backup, backup_id, differences, tag_of
+from tollkeeper.migrate.backup_model import (
+    Backup,
+    DatabaseProperties,
+    backup_id,
+    differences,
+    tag_of,
+)
 from tollkeeper.migrate.backup_store import SWAP, BackupStore
 from tollkeeper.migrate.dump import programs_for
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.note import scratch_name, scratch_prefix
 from tollkeeper.migrate.reading import checked_pieces
-from tollkeeper.migrate.server import Server, find_server, lost_means, shielded
+from tollkeeper.migrate.server import Server, explained, find_server, shielded
 from tollkeeper.migrate.space import check_space, restore_bytes
 
 _DISK_FULL = "No space left on device"
@@ -34,11 +41,14 @@ _DISK_FULL = "No space left on device"
 class Desk:
     """A connection to the server's maintenance database, from which databases are made and named.
 
-    `scratches` lends scratch databases of one database; one at a time is at work with it.
+    Whoever has one, but for looking, has it under the lock of `desk_of`.
     """
 
-    def __init__(self, server: Server, connection: Connection, equipment: Equipment) -> None:
+    def __init__(
+        self, server: Server, connection: Connection, equipment: Equipment, *, service: str
+    ) -> None:
         self.server = server
+        self.service = service
         self.connection = connection
         self.store = BackupStore(connection)
         self.equipment = equipment
@@ -72,7 +82,8 @@ class Desk:
         started_s = self.equipment.clock.monotonic_s()
         self.log("restore.started", backup=backup.id, scratch=name)
         try:
-            await self.store.create(name, backup.properties)
+            live = await self.store.properties(self.server.database)
+            await self.store.create(name, _like(backup.properties, live))
             await self._fill(name, backup)
             duration_s = round(self.equipment.clock.monotonic_s() - started_s, 3)
             self.log("restore.filled", backup=backup.id, scratch=name, duration_s=duration_s)
@@ -157,19 +168,26 @@ class Desk:
             await BackupStore(connection).drop(name)
 
 
+def _like(backed_up: DatabaseProperties, live: DatabaseProperties | None) -> DatabaseProperties:
+    """Return how a restored database is made: as it was encoded then, and owned now."""
+    if live is None:
+        return backed_up
+    return replace(backed_up, owner=live.owner, tablespace=live.tablespace)
+
+
 @asynccontextmanager
-async def desk_of(server: Server, equipment: Equipment) -> AsyncIterator[Desk]:
+async def desk_of(server: Server, equipment: Equipment, service: str) -> AsyncIterator[Desk]:
     """Lend a desk under the lock of the server's database.
 
     Raises:
         DatabaseInUse: somebody restores it or rolls it back.
     """
     async with (
-        lost_means("work with databases"),
+        explained("work with databases"),
         server.standing_beside() as connection,
     ):
-        desk = Desk(server, connection, equipment)
-        async with desk.store.locked(server.database, SWAP):
+        desk = Desk(server, connection, equipment, service=service)
+        async with desk.store.locked(server.database, SWAP, equipment.clock):
             await desk.drop_leftovers()
             yield desk
 
@@ -183,7 +201,7 @@ async def restore_backup(dsn: str, identifier: str, to: str, equipment: Equipmen
     """
     backup = equipment.catalogue.read(identifier).backup
     server = await find_server(dsn)
-    async with desk_of(server, equipment) as desk:
+    async with desk_of(server, equipment, backup.service) as desk:
         if await desk.store.exists(to):
             raise TargetExists(database=to)
         async with desk.beside(backup) as name:

@@ -21,7 +21,7 @@ from tollkeeper.migrate.inspection import Inspector, Lost
 from tollkeeper.migrate.note import Note, State, understood
 from tollkeeper.migrate.progress import Silent
 from tollkeeper.migrate.restore import Desk, desk_of, require_service
-from tollkeeper.migrate.server import find_server
+from tollkeeper.migrate.server import explained, find_server
 from tollkeeper.migrate.swap import Change, recover, swap
 from tollkeeper.migrate.verify import verify_backup
 
@@ -63,7 +63,7 @@ async def roll_back(
     await verify_backup(identifier, Level.READ, equipment)
     server = await find_server(dsn)
     inspector = equipment.inspector(service)
-    async with desk_of(server, equipment) as desk:
+    async with desk_of(server, equipment, service) as desk:
         await recover(desk)
         await _refuse_hindrances(desk)
         measure = _Measure(desk, inspector, accept_loss)
@@ -86,7 +86,7 @@ async def undo_rollback(
         RollbackRefused: the database cannot be swapped as it stands.
     """
     server = await find_server(dsn)
-    async with desk_of(server, equipment) as desk:
+    async with desk_of(server, equipment, service) as desk:
         await recover(desk)
         kept = [each for each in await _asides(desk) if each.state is State.KEPT]
         if not kept:
@@ -101,18 +101,21 @@ async def undo_rollback(
             return await measure.swap(change)
 
 
-async def reopen_database(dsn: str, equipment: Equipment) -> bool:
+async def reopen_database(dsn: str, service: str, equipment: Equipment) -> bool:
     """Open a database that a killed rollback has left closed; return whether there was one."""
     server = await find_server(dsn)
-    async with desk_of(server, equipment) as desk:
+    async with desk_of(server, equipment, service) as desk:
         return await recover(desk)
 
 
-async def list_asides(dsn: str, equipment: Equipment) -> tuple[Aside, ...]:
+async def list_asides(dsn: str, service: str, equipment: Equipment) -> tuple[Aside, ...]:
     """Return the databases that rollbacks have put aside, the oldest first."""
     server = await find_server(dsn)
-    async with server.standing_beside() as connection:
-        return tuple(await _asides(Desk(server, connection, equipment)))
+    async with (
+        explained("looking at databases"),
+        server.standing_beside() as connection,
+    ):
+        return tuple(await _asides(Desk(server, connection, equipment, service=service)))
 
 
 class _Measure:
@@ -214,7 +217,7 @@ async def _refuse_hindrances(desk: Desk) -> None:
         raise RollbackRefused(
             database=database, reason="there is no such database: restore the backup instead"
         )
-    await desk.store.refuse_foreign_dumps(database)
+    await desk.store.refuse_foreign_dumps(database, desk.equipment.clock)
     for reason in await desk.store.hindrances(database):
         raise RollbackRefused(database=database, reason=reason)
 

@@ -20,7 +20,8 @@ from tollkeeper.database.dsn import Dsn, Host, parse_dsn
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.libpq import client_environment, database_of
 from tollkeeper.database.queries import load_queries
-from tollkeeper.migrate.backup_errors import NoPrimary, PoolerInBetween, ServerLost
+from tollkeeper.migrate.backup_errors import NoPrimary, PoolerInBetween, ServerLost, ServerRefused
+from tollkeeper.migrate.store import MigrationStore
 
 APPLICATION_NAME: Final = "tollkeeper backup"
 MAINTENANCE: Final = ("postgres", "template1")
@@ -36,8 +37,6 @@ _SESSION: Final[Mapping[str, str]] = MappingProxyType(
         "idle_in_transaction_session_timeout": "0",
         "idle_session_timeout": "0",
         "default_transaction_read_only": "off",
-        # A killed tool's statement ends with it.
-        "client_connection_check_interval": "1s",
         # Rows are compared as text.
         "TimeZone": "UTC",
         "DateStyle": "ISO, MDY",
@@ -79,7 +78,13 @@ class Server:
             host=None if self.dsn.hosts[0].is_default else self.host,
             database=database or self.database,
         )
-        return await open_one()
+        connection = await open_one()
+        try:
+            await MigrationStore(connection).notice_dead_client()
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
 
     @asynccontextmanager
     async def standing_beside(self) -> AsyncIterator[Connection]:
@@ -188,14 +193,18 @@ def _reached(connection: Connection) -> Host:
 
 
 @asynccontextmanager
-async def lost_means(doing: str) -> AsyncIterator[None]:
-    """Turn the loss of a connection during the block into a `ServerLost`."""
+async def explained(doing: str) -> AsyncIterator[None]:
+    """Explain what the driver raises during the block: the server is gone, or refused.
+
+    Raises:
+        ServerLost, ServerRefused: which of them.
+    """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
         if is_connection_lost(error):
             raise ServerLost(doing=doing, reason=str(error)) from error
-        raise
+        raise ServerRefused(doing=doing, reason=str(error)) from error
 
 
 async def shielded(work: Coroutine[object, object, None]) -> None:

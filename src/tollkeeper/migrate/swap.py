@@ -93,12 +93,13 @@ async def _close(desk: Desk, change: Change) -> None:
     note = Note(
         state=State.CLOSING,
         database=database,
+        service=desk.service,
         backup=change.backup,
         at=desk.equipment.clock.now(),
         comment=properties.comment,
     )
     # Told before it is done: who is killed in between cannot tell any more.
-    desk.log("rollback.closing", backup=change.backup, opens_again=reopening_command(database))
+    desk.log("rollback.closing", backup=change.backup, opens_again=reopening_command(desk.service))
     async with desk.connection.transaction():
         await desk.store.comment(database, written(note))
         await desk.store.allow_connections(database, False)
@@ -133,6 +134,7 @@ async def _exchange(desk: Desk, change: Change) -> str:
     kept = Note(
         state=change.state,
         database=database,
+        service=desk.service,
         backup=change.backup,
         at=desk.equipment.clock.now(),
         comment=closing.comment,
@@ -157,9 +159,9 @@ async def _open_again(desk: Desk, error: BaseException) -> None:
         # The lock ended with the connection; the note is the same, whoever reads it.
         desk.connection.terminate()
         async with desk.server.standing_beside() as connection:
-            await recover(Desk(desk.server, connection, desk.equipment))
+            await recover(Desk(desk.server, connection, desk.equipment, service=desk.service))
     except (TollkeeperError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as cause:
-        desk.log("rollback.left_closed", opens_again=reopening_command(database))
+        desk.log("rollback.left_closed", opens_again=reopening_command(desk.service))
         raise LeftClosed(
-            database=database, command=reopening_command(database), reason=str(error)
+            database=database, command=reopening_command(desk.service), reason=str(error)
         ) from cause

@@ -67,5 +67,5 @@ async def _look(backup: Backup, level: Level, equipment: Equipment, dsn: str | N
     if level.rank >= Level.DEEP.rank:
         assert dsn is not None, "a deep verification needs a server"
         server = await find_server(dsn)
-        async with desk_of(server, equipment) as desk, desk.beside(backup) as name:
+        async with desk_of(server, equipment, backup.service) as desk, desk.beside(backup) as name:
             await desk.check(name, backup)

@@ -1,4 +1,4 @@
--- standing --
+-- ledger_standing --
 -- What all accounts together stand at; sums are numeric, and text for whoever keeps them.
 SELECT
     count(*) AS accounts,
@@ -7,7 +7,7 @@ SELECT
     coalesce(sum(reserved), 0)::text AS reserved
 FROM accounts;
 
--- totals --
+-- ledger_totals --
 -- What all transactions together say: the sum is that of the balances.
 SELECT
     count(*) AS transactions,
@@ -20,7 +20,7 @@ SELECT
     ), 0)::text AS total
 FROM credit_transactions;
 
--- heads --
+-- ledger_heads --
 -- Every account with the head of its chain, in order.
 SELECT shard, account_id, tenant_id, version, balance, reserved, head_hash
 FROM accounts
@@ -29,7 +29,7 @@ ORDER BY shard, account_id;
 -- negative_accounts --
 SELECT account_id FROM accounts WHERE (reserved >= 0 AND balance >= reserved) IS NOT TRUE ORDER BY shard, account_id LIMIT 10;
 
--- links --
+-- ledger_links --
 -- Hash and balance after these transactions.
 SELECT wanted.shard, wanted.account_id, wanted.sequence, t.hash, t.balance
 FROM unnest($1::smallint[], $2::text[], $3::bigint[]) AS wanted (shard, account_id, sequence)

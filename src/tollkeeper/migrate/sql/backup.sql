@@ -145,12 +145,13 @@ ORDER BY 1;
 SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1);
 
 -- creation_statement --
--- A new empty database with the encoding, locale, tablespace and owner of another; of the others' connections it takes
--- ours alone.
+-- A new empty database with the encoding, locale, tablespace and owner of another; in the usual tablespace where there is
+-- none of that name.
 SELECT
     format(
         'CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L TABLESPACE %I',
-        $1::text, $2::text, $3::text, $4::text, $5::text, $6::text
+        $1::text, $2::text, $3::text, $4::text, $5::text,
+        coalesce((SELECT spcname FROM pg_tablespace WHERE spcname = $6::text), 'pg_default')
     )
     || CASE $7::text
         WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', $8::text)
@@ -170,7 +171,7 @@ SELECT format(
     CASE WHEN entry.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(entry.grantee)) END,
     CASE WHEN entry.is_grantable THEN ' WITH GRANT OPTION' ELSE '' END
 )
-FROM aclexplode(coalesce($3::text[], '{}')::aclitem[]) AS entry
+FROM aclexplode($3::text[]::aclitem[]) AS entry
 UNION ALL
 SELECT format(
     CASE
