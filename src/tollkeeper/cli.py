@@ -22,7 +22,7 @@ from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import system_entropy
-from tollkeeper.migrate.cli import app as migrate_app
+from tollkeeper.migrate.backup_cli import app as migrate_app
 from tollkeeper.migrate.cli import exit_code_of
 from tollkeeper.migrate.errors import MigrationError
 

@@ -27,6 +27,8 @@ _AT_LEAST: Final[Mapping[str, int]] = {
     "batch_limit": 1,
     "body_limit_bytes": 1,
     "freeze_limit": 0,
+    "backup_days": 1,
+    "backup_minimum": 1,
     "log_requests_per_s": 0,
     "log_slow_s": 0,
     "slow_query_ms": 0,
@@ -86,6 +88,8 @@ class Settings:
     freeze_limit: int = 100
     evidence: Path | None = None
     backups: Path | None = None
+    backup_days: int = 30
+    backup_minimum: int = 3
     pg_bin: Path | None = None
     worker_port: int = 0
     log_level: str = "info"

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from tollkeeper.client.terminal import Fact, Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
     from tollkeeper.migrate.cli import Places
+    from tollkeeper.migrate.equipment import Equipment
+    from tollkeeper.migrate.report import Tell
+    from tollkeeper.migrate.retention import Policy
 
 _Result = TypeVar("_Result")
 
@@ -152,6 +155,22 @@ class Face:
         """Return the folder of backups and logs of runs."""
         settings = self.settings()
         return (settings.backups or settings.data / "backups").expanduser().absolute()
+
+    def equipment(self, log: "Tell", *, as_json: bool) -> "Equipment":
+        """Return what backups are taken with, telling `log` and a progress bar."""
+        from tollkeeper.client.terminal import Bars
+        from tollkeeper.wiring import backup_equipment
+
+        return backup_equipment(
+            self.settings(), self.backups(), log=log, progress=Bars(is_shown=not as_json)
+        )
+
+    def retention(self) -> "Policy":
+        """Return how long backups are kept."""
+        from tollkeeper.migrate.retention import Policy
+
+        settings = self.settings()
+        return Policy(days=settings.backup_days, minimum=settings.backup_minimum)
 
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""

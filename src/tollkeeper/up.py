@@ -27,14 +27,19 @@ from tollkeeper.database.server_settings import MAX_CONNECTIONS
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import system_token
+from tollkeeper.migrate.guarding import backing_up
 from tollkeeper.migrate.model import DATABASES
 from tollkeeper.migrate.narration import narrating
-from tollkeeper.migrate.service import migrate
+from tollkeeper.migrate.progress import Silent
+from tollkeeper.migrate.runlog import RunLog, both
+from tollkeeper.migrate.service import Run, new_run_id, shipped_migrations
+from tollkeeper.migrate.service import up as apply
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.wiring import (
     KEYS_AND_HEALTH,
     SPARE_CONNECTIONS,
+    backup_equipment,
     check_databases,
     ensure_development_key,
 )
@@ -112,8 +117,8 @@ async def local_stack(
         started.callback(lock.release)
         started.enter_context(_reserved_port(settings))
         dsns = await started.enter_async_context(_databases(settings, data, lock, say))
-        for name, dsn in dsns.items():
-            await migrate(dsn, name, clock=clock, tell=narrating(say))
+        with explained(data):
+            await _migrate(settings, data, dsns, say)
         api_key = await ensure_development_key(dsns["access"], data / "dev.key")
         with explained(data):
             settings = _with_checkpoints(settings, data)
@@ -134,6 +139,23 @@ async def local_stack(
             yield Stack(url=url, api_key=api_key, data=data, dsns=dsns)
         finally:
             say("stopping")
+
+
+async def _migrate(settings: Settings, data: Path, dsns: Mapping[str, str], say: Say) -> None:
+    """Bring every database to this version; one that has been used is backed up before."""
+    clock = SystemClock()
+    run_id, folder = new_run_id(clock), settings.backups or data / "backups"
+    with RunLog(folder.expanduser(), run_id, clock=clock) as log:
+        tell = both(log.tell, narrating(say))
+        equipment = backup_equipment(settings, folder.expanduser(), log=tell, progress=Silent())
+        for name, dsn in dsns.items():
+            await apply(
+                Run(
+                    dsn=dsn, database=name, available=shipped_migrations(name), clock=clock,
+                    run_id=run_id, tell=tell,
+                    before=backing_up(dsn, equipment, run_id=str(run_id)),
+                )
+            )  # fmt: skip
 
 
 def _with_checkpoints(settings: Settings, data: Path) -> Settings:

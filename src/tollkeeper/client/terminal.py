@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -131,6 +134,43 @@ class Screen:
                 with suppress(asyncio.CancelledError):
                     await watcher
                 look()
+
+
+class Bars:
+    """Shows work whose parts follow each other, in bytes, on a terminal; nothing in a file."""
+
+    def __init__(self, *, is_shown: bool) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._is_shown = is_shown and self._console.is_terminal
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+
+    def begin(self, what: str, total: int | None) -> None:
+        """Begin a part of `total` bytes; None: nobody knows how many."""
+        self.end()
+        if self._is_shown:
+            self._bar = Progress(
+                TextColumn("{task.description:<12}"),
+                BarColumn(bar_width=40),
+                DownloadColumn(binary_units=True),
+                TransferSpeedColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task(_escaped(what), total=total)
+            self._bar.start()
+
+    def advance(self, done: int) -> None:
+        """Add bytes."""
+        if self._bar is not None:
+            self._bar.advance(self._task, done)
+
+    def end(self) -> None:
+        """End the part, whether all was done or not."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
 
 class Listing:

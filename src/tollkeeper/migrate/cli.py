@@ -6,16 +6,24 @@ stops at the first that fails, says what became of each, and can be run again.
 """
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Protocol, TypeVar
 
 import typer
 
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.migrate import views
+from tollkeeper.migrate.backup_errors import (
+    BackupDamaged,
+    BackupError,
+    BackupInconsistent,
+    BackupMissing,
+    DatabaseInUse,
+    LossNotAccepted,
+)
 from tollkeeper.migrate.errors import (
     DownLosesRows,
     MigrationBlocked,
@@ -29,16 +37,24 @@ from tollkeeper.migrate.errors import (
 )
 from tollkeeper.migrate.model import DATABASES
 
+if TYPE_CHECKING:
+    from tollkeeper.migrate.equipment import Equipment
+    from tollkeeper.migrate.retention import Policy
+
 PENDING_EXIT = 10
 FILES_EXIT = 11
 BUSY_EXIT = 12
 STATEMENT_EXIT = 13
+BACKUP_EXIT = 14
+DAMAGED_EXIT = 15
 LOSS_EXIT = 16
 
 _EXITS: Mapping[int, tuple[type[MigrationError], ...]] = {
-    BUSY_EXIT: (RunnerBusy, RunnerLockLost, MigrationBlocked, OtherWork),
+    BUSY_EXIT: (RunnerBusy, RunnerLockLost, MigrationBlocked, OtherWork, DatabaseInUse),
     STATEMENT_EXIT: (MigrationFailed, VerifyFailed, OutcomeUnknown),
-    LOSS_EXIT: (DownLosesRows,),
+    LOSS_EXIT: (DownLosesRows, LossNotAccepted),
+    DAMAGED_EXIT: (BackupDamaged, BackupMissing, BackupInconsistent),
+    BACKUP_EXIT: (BackupError,),
 }
 
 _Result = TypeVar("_Result")
@@ -76,6 +92,14 @@ class MigrateTerminal(Protocol):
 
     def backups(self) -> Path:
         """Return the folder of backups and logs of runs."""
+
+    def equipment(
+        self, log: Callable[[Mapping[str, object]], None], *, as_json: bool
+    ) -> "Equipment":
+        """Return what backups are taken with, telling `log` and a progress bar."""
+
+    def retention(self) -> "Policy":
+        """Return how long backups are kept."""
 
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
@@ -127,15 +151,15 @@ def status(
     """Say at which version the databases are, what is pending, and whether the log is whole."""
     from tollkeeper.migrate import service
 
-    terminal, places = _look(context, target)
+    terminal, places = look(context, target)
     found = [
-        _run(service.status(dsn, name, service.shipped_migrations(name)))
+        run(service.status(dsn, name, service.shipped_migrations(name)))
         for name, dsn in places.dsns.items()
     ]
     if as_json:
         terminal.json([views.status_data(each) for each in found])
     else:
-        _say_left_out(terminal, places)
+        say_left_out(terminal, places)
         terminal.table("Schemas", views.STATUS_COLUMNS, [views.status_row(each) for each in found])
         for each in found:
             for file in each.reworded:
@@ -153,9 +177,9 @@ def plan(
     """Say which files `up` would apply; run nothing."""
     from tollkeeper.migrate import service
 
-    terminal, places = _look(context, target, to)
+    terminal, places = look(context, target, to)
     planned = {
-        name: _run(service.planned(dsn, name, service.shipped_migrations(name), to=to))
+        name: run(service.planned(dsn, name, service.shipped_migrations(name), to=to))
         for name, dsn in places.dsns.items()
     }
     if as_json:
@@ -166,7 +190,7 @@ def plan(
             ]
         )
         return
-    _say_left_out(terminal, places)
+    say_left_out(terminal, places)
     rows = [views.plan_row(each) for files in planned.values() for each in files]
     if rows:
         terminal.table("To be applied", views.PLAN_COLUMNS, rows)
@@ -187,8 +211,8 @@ def history(
     from tollkeeper.migrate import service
     from tollkeeper.migrate.history import faults
 
-    terminal, places = _look(context, target)
-    logs = {name: _run(service.history(dsn, name)) for name, dsn in places.dsns.items()}
+    terminal, places = look(context, target)
+    logs = {name: run(service.history(dsn, name)) for name, dsn in places.dsns.items()}
     wrong = {name: faults(rows) for name, rows in logs.items()}
     if as_json:
         terminal.json_lines(
@@ -217,32 +241,56 @@ def up(
     target: Which = Target.ALL,
     to: To = None,
     dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Apply it in one unit of work and undo that.")
+    ] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="Apply it to a copy of the last backup.")
+    ] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Restore each backup to verify it.")] = False,
+    without_backup: Annotated[
         bool,
-        typer.Option("--dry-run", help="Apply it in one unit of work and undo that."),
+        typer.Option("--without-backup", help="Take none: somebody else has taken one just now."),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Bring the databases to this version's schema, or to a version."""
-    from tollkeeper.migrate.up import Up
+    """Bring the databases to this version's schema, or to a version; each is backed up before."""
+    from tollkeeper.migrate.backup_model import Level
+    from tollkeeper.migrate.up import Up, UpOptions
 
-    terminal, places = _look(context, target, to)
+    if dry_run and rehearse:
+        raise typer.BadParameter("give one of --dry-run and --rehearse", param_hint="--rehearse")
+    terminal, places = look(context, target, to)
     if not as_json:
-        _say_left_out(terminal, places)
-    work = Up(terminal, places.dsns, clock=SystemClock(), to=to, as_json=as_json)
-    _run(work.rehearse() if dry_run else work.run())
+        say_left_out(terminal, places)
+    options = UpOptions(
+        to=to,
+        is_backed_up=not without_backup,
+        level=Level.DEEP if deep else Level.READ,
+        as_json=as_json,
+    )
+    work = Up(terminal, places.dsns, clock=SystemClock(), options=options)
+    if dry_run:
+        run(work.dry_run())
+    elif rehearse:
+        run(work.rehearse())
+    else:
+        run(work.run())
 
 
-def _look(
+def look(
     context: typer.Context, target: Target, to: int | None = None
 ) -> tuple[MigrateTerminal, Places]:
-    """Return where the databases are, once they were found to be possible at all."""
+    """Return where the databases are, once they were found to be possible at all.
+
+    Raises:
+        ConfigurationError: one of them can never be reached like this.
+    """
     from tollkeeper.database import preflight
 
     if to is not None and target is Target.ALL:
         raise typer.BadParameter("name the database whose version it is", param_hint="--to")
-    terminal: MigrateTerminal = context.obj
-    places = terminal.migrated_databases(target.databases)
-    _run(
+    terminal, places = places_of(context, target)
+    run(
         preflight.check(
             {f"TOLLKEEPER_{name.upper()}_DSN": dsn for name, dsn in places.dsns.items()}
         )
@@ -250,11 +298,19 @@ def _look(
     return terminal, places
 
 
-def _say_left_out(terminal: MigrateTerminal, places: Places) -> None:
+def places_of(context: typer.Context, target: Target) -> tuple[MigrateTerminal, Places]:
+    """Return where the databases are, without a look at them."""
+    terminal: MigrateTerminal = context.obj
+    return terminal, terminal.migrated_databases(target.databases)
+
+
+def say_left_out(terminal: MigrateTerminal, places: Places) -> None:
+    """Say which databases are not configured."""
     if places.left_out:
         variables = ", ".join(f"TOLLKEEPER_{name.upper()}_DSN" for name in places.left_out)
         terminal.say(f"left out: {', '.join(places.left_out)} ({variables} is not set)")
 
 
-def _run(work: Coroutine[object, object, _Result]) -> _Result:
+def run(work: Coroutine[object, object, _Result]) -> _Result:
+    """Do the work; Ctrl-C cancels it."""
     return asyncio.run(work)

@@ -12,6 +12,8 @@ MigrationError
 ├── DatabaseNewer             the database has versions this program does not know
 ├── UnknownVersion            no such version to go to
 ├── NotReversible             a file that has no way back of its own
+├── NoWayBack                 neither SQL nor a verified backup leads there
+├── NothingToTakeBack         nothing is known of a last run
 ├── HistoryBroken             the log of migrations is not what was written
 ├── DownLosesRows             taking it back would lose more rows than was accepted
 ├── OutcomeUnknown            a statement outside of a unit of work was cut and cannot be judged
@@ -178,6 +180,37 @@ class NotReversible(MigrationError):
         return (
             f"{', '.join(self.files)} cannot be taken back by SQL: roll back to a backup, "
             "which `tollkeeper migrate rollback` does when it is given none other"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class NoWayBack(MigrationError):
+    """Neither the files' own SQL nor a verified backup leads to a version."""
+
+    database: str
+    version: int
+
+    def message(self) -> str:
+        """Say why, and where to look."""
+        return (
+            f"{self.database} cannot go back to version {self.version}: not every file above has "
+            "SQL for it, and no verified backup is of that version; see `tollkeeper migrate "
+            "backups`, and give --backup BACKUP"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class NothingToTakeBack(MigrationError):
+    """There is no last run to take back, or it has applied nothing above the version."""
+
+    database: str
+    version: int
+
+    def message(self) -> str:
+        """Say where it is and what to give."""
+        return (
+            f"{self.database} is at version {self.version} and there is nothing to take back: give "
+            "--to VERSION below it, or --backup BACKUP (`tollkeeper migrate backups`)"
         )
 
 

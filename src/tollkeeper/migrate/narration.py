@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from tollkeeper.migrate.backup_errors import sized
 from tollkeeper.migrate.report import Event, Tell
 
 
@@ -27,6 +28,39 @@ def sentence(event: Event) -> str | None:
             )
         case "migrate.was_cut":
             said = _cut(event)
+        case str() as name if name.startswith(("backup.", "restore.", "rollback.")):
+            said = _of_backup(name, event)
+    return said
+
+
+def _of_backup(name: str, event: Event) -> str | None:
+    said = None
+    match name:
+        case "backup.started":
+            said = f"{event['service']}: backing up ({event['reason']})"
+        case "backup.taken":
+            size = sized(int(str(event["bytes"])))
+            said = f"{event['backup']}: {event['rows']} rows, {size}, {event['duration_s']} s"
+        case "backup.verified":
+            said = f"{event['backup']}: verified ({event['level']}) in {event['duration_s']} s"
+        case "backup.deleted":
+            said = f"{event['backup']}: deleted, {event['age_days']} days old"
+        case "restore.started":
+            said = f"{event['database']}: restoring {event['backup']} beside it"
+        case "restore.space_unknown":
+            said = f"{event['database']}: the server's free space is not known from here"
+        case "rollback.estimated":
+            said = f"{event['database']}: about {event['detail']} would be lost"
+        case "rollback.closing":
+            said = f"{event['database']}: closing it; if this is cut, open it with " + str(
+                event["opens_again"]
+            )
+        case "rollback.counted":
+            said = f"{event['database']}: {event['detail']} are lost"
+        case "rollback.reopened":
+            said = f"{event['name']}: a cut rollback had left it closed; it is open again"
+        case "rollback.swapped":
+            said = f"{event['database']}: {event['backup']} is live; kept as {event['kept']}"
     return said
 
 

@@ -5,7 +5,7 @@ the lock: what another runner did while we waited is then not planned again.
 """
 
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from uuid import UUID
 
 from tollkeeper.migrate.applying import Applying, Undo
@@ -24,8 +24,11 @@ from tollkeeper.migrate.session import RunnerSession
 LOCK_STATES = frozenset({"55P03", "40P01"})
 """Lock not available, deadlock: the same file may pass when tried again."""
 
-Before = Callable[[RunnerSession, Sequence[AppliedMigration], Sequence[Migration]], Awaitable[None]]
-"""What is done under the lock before the first file: taking a backup."""
+Before = Callable[
+    [RunnerSession, Sequence[AppliedMigration], Sequence[Migration]],
+    Awaitable[Mapping[str, object]],
+]
+"""Done under the lock before the first file: taking a backup. Returns what to write down."""
 
 
 class Runner:
@@ -122,6 +125,23 @@ class Runner:
         await session.end()
         return tuple(reports)
 
+    async def note(self, happening: Happening, details: Mapping[str, object]) -> None:
+        """Add a row to the log that belongs to no file."""
+        await self._session.begin()
+        if await self._session.store.has_log():
+            await self._write(happening, details)
+        await self._session.end()
+
+    async def _write(self, happening: Happening, details: Mapping[str, object]) -> None:
+        await self._session.store.append(
+            Entry(
+                at=self._session.clock.now(),
+                run_id=self._run_id,
+                happening=happening,
+                details=text_of(details),
+            )
+        )
+
     async def _look_back(self) -> Cut | None:
         """Read the log: refuse one that was changed, tell of a run that was cut."""
         session = self._session
@@ -144,10 +164,13 @@ class Runner:
         self, records: Sequence[AppliedMigration], steps: Sequence[Migration]
     ) -> None:
         session = self._session
+        done = None
         if self._before is not None and records and steps:
-            await self._before(session, records, steps)
+            done = await self._before(session, records, steps)
         if (records or steps) and not await session.store.has_log():
             await session.store.create_log([self._adopted(record) for record in records])
+        if done is not None:
+            await self._write(Happening.BACKED_UP, done)
 
     def _adopted(self, record: AppliedMigration) -> Entry:
         return Entry(

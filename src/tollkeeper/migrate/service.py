@@ -25,7 +25,7 @@ from tollkeeper.kernel.ids import (
     system_entropy,
 )
 from tollkeeper.migrate.errors import UnknownDatabase
-from tollkeeper.migrate.history import LogRow, faults, last_cut
+from tollkeeper.migrate.history import Happening, LogRow, faults, last_cut
 from tollkeeper.migrate.model import DATABASES, Migration
 from tollkeeper.migrate.plan import in_order, missing, plan, reworded
 from tollkeeper.migrate.report import FileReport, Status, Tell, silence
@@ -55,6 +55,8 @@ class Run:
     tell: Tell = silence
     patience: Patience = field(default_factory=Patience)
     before: Before | None = None
+    stand_in: str | None = None
+    """A database on the same server that is migrated instead, as a rehearsal."""
 
 
 def ignore(_: FileReport) -> None:
@@ -67,9 +69,11 @@ def new_run_id(clock: Clock, entropy: EntropySource = system_entropy) -> UUID:
 
 
 async def migrate(
-    dsn: str, database: str, *, clock: Clock, tell: Tell = silence
+    dsn: str, database: str, *, clock: Clock, tell: Tell = silence, before: Before | None = None
 ) -> tuple[FileReport, ...]:
     """Bring a database to the version of this program; return what was applied now.
+
+    `before` is done before the first file of a database that had others: a backup.
 
     Raises:
         MigrationError: see `errors.py`; nothing of the file that failed remains.
@@ -78,7 +82,7 @@ async def migrate(
     available = shipped_migrations(database)
     run = Run(
         dsn=dsn, database=database, available=available, clock=clock,
-        run_id=new_run_id(clock), tell=tell,
+        run_id=new_run_id(clock), tell=tell, before=before,
     )  # fmt: skip
     return await up(run)
 
@@ -146,6 +150,19 @@ async def history(dsn: str, database: str) -> tuple[LogRow, ...]:
         return await MigrationStore(connection).read_log()
 
 
+async def remember_restored(
+    run: Run, *, backup: str, kept: str, lost: int, lost_detail: str
+) -> None:
+    """Write into a restored database's log that it is one, and what that has cost.
+
+    Raises:
+        MigrationError: another runner is at work; nothing was written.
+    """
+    details = {"backup": backup, "kept": kept, "lost": lost, "detail": lost_detail}
+    async with _runner(run) as runner:
+        await runner.note(Happening.RESTORED, details)
+
+
 async def pending(connection: Connection, database: str) -> tuple[Migration, ...]:
     """Return what a database lacks for this program; a newer database lacks nothing.
 
@@ -184,7 +201,12 @@ def read_migrations(folder: Traversable) -> Sequence[Migration]:
 async def _runner(run: Run) -> AsyncIterator[Runner]:
     try:
         async with runner_session(
-            run.dsn, run.database, clock=run.clock, patience=run.patience, tell=run.tell
+            run.dsn,
+            run.database,
+            clock=run.clock,
+            patience=run.patience,
+            tell=run.tell,
+            stand_in=run.stand_in,
         ) as session:
             yield Runner(
                 session, run_id=run.run_id, jitter=jitter_of(run.entropy), before=run.before

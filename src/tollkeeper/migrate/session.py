@@ -8,9 +8,11 @@ statement of a killed runner, nobody else begins.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
 
 import asyncpg
 
@@ -29,6 +31,19 @@ CLOSE_TIMEOUT_S = 2.0
 
 WATCH_PERIOD_S = 0.02
 """How often the watching session looks what the working one waits for."""
+
+
+_PATIENT: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        # Whatever role or database have as their defaults: a file says itself how long it may take,
+        # and one session is idle while the other works, or while a backup is taken.
+        "statement_timeout": "0",
+        "lock_timeout": "0",
+        "idle_session_timeout": "0",
+        "idle_in_transaction_session_timeout": "0",
+        "default_transaction_read_only": "off",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,14 +194,20 @@ class _Waits:
 
 @asynccontextmanager
 async def runner_session(
-    dsn: str, database: str, *, clock: Clock, patience: Patience, tell: Tell
+    dsn: str,
+    database: str,
+    *,
+    clock: Clock,
+    patience: Patience,
+    tell: Tell,
+    stand_in: str | None = None,
 ) -> AsyncIterator[RunnerSession]:
-    """Connect to the database's primary, twice.
+    """Connect to the database's primary, twice; or to the database `stand_in` beside it.
 
     Raises:
         DatabaseError: no host of the DSN is there and takes writes.
     """
-    async with connected(dsn, database) as (work, again):
+    async with connected(dsn, database, stand_in=stand_in) as (work, again):
         watch = await again()
         try:
             yield RunnerSession(database, work, watch, clock=clock, patience=patience, tell=tell)
@@ -196,18 +217,18 @@ async def runner_session(
 
 @asynccontextmanager
 async def connected(
-    dsn: str, database: str
+    dsn: str, database: str, *, stand_in: str | None = None
 ) -> AsyncIterator[tuple[Connection, Callable[[], Awaitable[Connection]]]]:
     """Connect to the first host of a DSN that takes writes; with what connects there again.
 
     Raises:
         DatabaseError: there is none.
     """
-    settings = {"application_name": f"tollkeeper migrate {database}"}
+    settings = {"application_name": f"tollkeeper migrate {database}", **_PATIENT}
     parsed = parse_dsn(dsn)
     failed: DatabaseError | None = None
     for host in parsed.hosts:
-        connect = connector(parsed, settings=settings, host=host)
+        connect = connector(parsed, settings=settings, host=host, database=stand_in)
         try:
             connection = await connect()
         except DatabaseError as error:

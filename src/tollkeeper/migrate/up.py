@@ -4,18 +4,22 @@ A run that failed or was cut is run again: what is done is done, and it goes on 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.migrate import service, views
+from tollkeeper.migrate.backup_model import Level
+from tollkeeper.migrate.equipment import Equipment
+from tollkeeper.migrate.guarding import backing_up, tidy
 from tollkeeper.migrate.model import head_of
 from tollkeeper.migrate.narration import narrating
-from tollkeeper.migrate.report import FileReport, Tell
+from tollkeeper.migrate.rehearsal import rehearse
+from tollkeeper.migrate.report import Event, FileReport, Tell
+from tollkeeper.migrate.retention import Policy
 from tollkeeper.migrate.runlog import RunLog, both
-from tollkeeper.migrate.runner import Before
 
 
 class Terminal(Protocol):
@@ -23,6 +27,12 @@ class Terminal(Protocol):
 
     def backups(self) -> Path:
         """Return the folder of backups and logs of runs."""
+
+    def equipment(self, log: Tell, *, as_json: bool) -> Equipment:
+        """Return what backups are taken with, telling `log` and a progress bar."""
+
+    def retention(self) -> Policy:
+        """Return how long backups are kept."""
 
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
@@ -50,53 +60,62 @@ class Outcome:
         return max((each.migration.version for each in self.reports), default=self.before)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """What was asked for; `level` is how far backups are verified."""
+
+    to: int | None = None
+    is_backed_up: bool = True
+    level: Level = Level.READ
+    as_json: bool = False
+
+
 class Up:
     """A run over several databases."""
 
     def __init__(
-        self,
-        terminal: Terminal,
-        dsns: Mapping[str, str],
-        *,
-        clock: Clock,
-        to: int | None = None,
-        as_json: bool = False,
+        self, terminal: Terminal, dsns: Mapping[str, str], *, clock: Clock, options: UpOptions
     ) -> None:
         self._terminal = terminal
         self._dsns = dsns
         self._clock = clock
-        self._to = to
-        self._as_json = as_json
+        self._options = options
         self._run_id = service.new_run_id(clock)
 
-    async def rehearse(self) -> None:
+    async def dry_run(self) -> None:
         """Try every pending file in a unit of work that is undone; change nothing.
 
         Raises:
             TollkeeperError: what `run` would have met.
         """
+        to, tell = self._options.to, narrating(self._terminal.say)
+        tried = {
+            name: await service.dry_up(self._one(name, dsn, tell), to=to)
+            for name, dsn in self._dsns.items()
+        }
+        self._show_tried(tried, {}, "Would be applied; nothing was changed")
+
+    async def rehearse(self) -> None:
+        """Apply every pending file to a restored copy of the last good backup, and drop that.
+
+        Raises:
+            TollkeeperError: what `run` would have met on those rows, or no backup can be had.
+        """
         tried: dict[str, tuple[FileReport, ...]] = {}
-        for name, dsn in self._dsns.items():
-            tried[name] = await service.dry_up(self._one(name, dsn, self._narrator()), to=self._to)
-        if self._as_json:
-            self._terminal.json(
-                [
-                    {
-                        "database": name,
-                        "dry_run": True,
-                        "files": [each.as_data() for each in reports],
-                    }
-                    for name, reports in tried.items()
-                ]
-            )
-            return
-        rows = [views.report_row(each) for reports in tried.values() for each in reports]
-        if rows:
-            self._terminal.table(
-                "Would be applied; nothing was changed", views.REPORT_COLUMNS, rows
-            )
-        else:
-            self._terminal.say("nothing to apply: every schema is up to date")
+        backups: dict[str, str] = {}
+        with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
+            tell = both(log.tell, narrating(self._terminal.say))
+            equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
+            for name, dsn in self._dsns.items():
+                run = self._one(name, dsn, tell)
+                if not await service.planned(dsn, name, run.available, to=self._options.to):
+                    tried[name] = ()
+                    continue
+                backup, tried[name] = await rehearse(run, equipment, to=self._options.to)
+                backups[name] = backup.id
+        self._show_tried(
+            tried, backups, "Applied to a copy of the last backup, which is gone again"
+        )
 
     async def run(self) -> None:
         """Apply every pending file, and say what became of each database.
@@ -107,29 +126,48 @@ class Up:
         outcomes: list[Outcome] = []
         failure: TollkeeperError | None = None
         with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
-            tell = both(log.tell, self._narrator())
-            log.tell({"event": "migrate.run", "databases": list(self._dsns)})
+            tell = both(log.tell, narrating(self._terminal.say))
+            equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
+            log.tell(
+                {
+                    "event": "migrate.run", "databases": list(self._dsns),
+                    "is_backed_up": self._options.is_backed_up,
+                }
+            )  # fmt: skip
             for name, dsn in self._dsns.items():
-                outcome, failure = await self._database(name, dsn, tell)
+                outcome, failure = await self._database(name, dsn, tell, equipment)
                 outcomes.append(outcome)
                 if failure is not None:
                     break
+            else:
+                tidy(equipment, self._terminal.retention())
             log.tell({"event": "migrate.run_over", "failed": failure is not None})
         self._show(outcomes, log.path)
         if failure is not None:
             raise failure
 
     async def _database(
-        self, name: str, dsn: str, tell: Tell
+        self, name: str, dsn: str, tell: Tell, equipment: Equipment
     ) -> tuple[Outcome, TollkeeperError | None]:
         """Migrate one database; what was done before a failure is told as well."""
         reports: list[FileReport] = []
+        taken: list[str] = []
         before = 0
         failure: TollkeeperError | None = None
+
+        def hear(event: Event) -> None:
+            if event["event"] == "backup.taken":
+                taken.append(str(event["backup"]))
+            tell(event)
+
+        run = self._one(name, dsn, hear)
+        if self._options.is_backed_up:
+            heard = replace(equipment, log=hear)
+            guard = backing_up(dsn, heard, run_id=str(self._run_id), level=self._options.level)
+            run = replace(run, before=guard)
         try:
-            known = await service.status(dsn, name, service.shipped_migrations(name))
-            before = head_of(known.applied)
-            await service.up(self._one(name, dsn, tell), to=self._to, done=reports.append)
+            before = head_of((await service.status(dsn, name, run.available)).applied)
+            await service.up(run, to=self._options.to, done=reports.append)
         except TollkeeperError as error:
             failure = error
             tell({"event": "migrate.failed", "database": name, "reason": str(error)})
@@ -137,11 +175,12 @@ class Up:
             database=name,
             before=before,
             reports=tuple(reports),
+            backup=taken[-1] if taken else None,
             failed=None if failure is None else str(failure),
         )
         return outcome, failure
 
-    def _one(self, name: str, dsn: str, tell: Tell, before: Before | None = None) -> service.Run:
+    def _one(self, name: str, dsn: str, tell: Tell) -> service.Run:
         return service.Run(
             dsn=dsn,
             database=name,
@@ -149,14 +188,34 @@ class Up:
             clock=self._clock,
             run_id=self._run_id,
             tell=tell,
-            before=before,
         )
 
-    def _narrator(self) -> Tell:
-        return narrating(self._terminal.say)
+    def _show_tried(
+        self,
+        tried: Mapping[str, tuple[FileReport, ...]],
+        backups: Mapping[str, str],
+        title: str,
+    ) -> None:
+        if self._options.as_json:
+            self._terminal.json(
+                [
+                    {
+                        "database": name,
+                        "backup": backups.get(name),
+                        "files": [each.as_data() for each in reports],
+                    }
+                    for name, reports in tried.items()
+                ]
+            )
+            return
+        rows = [views.report_row(each) for reports in tried.values() for each in reports]
+        if rows:
+            self._terminal.table(title, views.REPORT_COLUMNS, rows)
+        else:
+            self._terminal.say("nothing to apply: every schema is up to date")
 
     def _show(self, outcomes: Sequence[Outcome], log: Path) -> None:
-        if self._as_json:
+        if self._options.as_json:
             self._terminal.json(
                 {
                     "run": str(self._run_id),
