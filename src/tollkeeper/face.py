@@ -158,8 +158,8 @@ class Face:
 
     def equipment(self, log: "Tell", *, as_json: bool) -> "Equipment":
         """Return what backups are taken with, telling `log` and a progress bar."""
+        from tollkeeper.backups import backup_equipment
         from tollkeeper.client.terminal import Bars
-        from tollkeeper.wiring import backup_equipment
 
         return backup_equipment(
             self.settings(), self.backups(), log=log, progress=Bars(is_shown=not as_json)

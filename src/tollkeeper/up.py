@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from tollkeeper.backups import backup_equipment
 from tollkeeper.config import Settings, check_session, mask_dsn, variable_of
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
@@ -39,7 +40,6 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.wiring import (
     KEYS_AND_HEALTH,
     SPARE_CONNECTIONS,
-    backup_equipment,
     check_databases,
     ensure_development_key,
 )

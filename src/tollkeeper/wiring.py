@@ -25,7 +25,6 @@ from tollkeeper.credits.checkpointer import Checkpointer
 from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.evidence import EvidenceFolder
 from tollkeeper.credits.freezer import Freezer
-from tollkeeper.credits.inspection import LedgerInspector
 from tollkeeper.credits.keyfile import read_signing_key
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.publication import HttpTarget
@@ -51,9 +50,6 @@ from tollkeeper.database.tuner import TuningPlan
 from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
-from tollkeeper.migrate.catalogue import Catalogue
-from tollkeeper.migrate.equipment import Equipment
-from tollkeeper.migrate.progress import Log, Progress
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.web.auth import AuthenticationTally
 from tollkeeper.web.metrics import RequestCollector
@@ -125,22 +121,6 @@ def maintenance_pool(settings: Settings, database: Database) -> Pool:
         settings={"application_name": "tollkeeper worker", **MAINTENANCE_TIMEOUTS.settings()},
         command_timeout_s=MAINTENANCE_TIMEOUTS.command_s,
         limits=_limits(settings, report_held_s=MAINTENANCE_TIMEOUTS.statement_s),
-    )
-
-
-def backup_equipment(
-    settings: Settings, folder: Path, *, log: Log, progress: Progress
-) -> Equipment:
-    """Make what backups are taken, verified and restored with."""
-    clock = SystemClock()
-    return Equipment(
-        catalogue=Catalogue(folder),
-        clock=clock,
-        entropy=system_entropy,
-        inspectors={"credits": LedgerInspector(clock)},
-        binaries=() if settings.pg_bin is None else (settings.pg_bin.expanduser(),),
-        progress=progress,
-        log=log,
     )
 
 

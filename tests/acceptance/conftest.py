@@ -1,6 +1,7 @@
 """The product as others meet it: its own processes, talked to over HTTP and the command line."""
 
 import asyncio
+import io
 import json
 import os
 import socket
@@ -9,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -19,6 +21,7 @@ import asyncpg
 import pytest
 from tests.conftest import Databases
 
+from tollkeeper.cli import main
 from tollkeeper.wiring import ensure_development_key
 
 READY_S = 20.0
@@ -75,6 +78,21 @@ def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) ->
         check=False,
     )
     return Finished(done.returncode, done.stdout, done.stderr)
+
+
+def inside(*arguments: str, environment: Mapping[str, str]) -> Finished:
+    """Run `tollkeeper ARGUMENTS` as `tollkeeper` does, in this process: no start to wait for."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        mock.patch.dict(os.environ, clean_environment(environment), clear=True),
+        mock.patch.object(sys, "argv", ["tollkeeper", *arguments]),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        pytest.raises(SystemExit) as ended,
+    ):
+        main()
+    code = ended.value.code
+    return Finished(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
