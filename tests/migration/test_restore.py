@@ -31,7 +31,7 @@ from tollkeeper.migrate.backup_model import Backup, Level, TableFacts, encoded
 from tollkeeper.migrate.catalogue import METADATA
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.note import scratch_name
-from tollkeeper.migrate.restore import restore_backup
+from tollkeeper.migrate.restore import restore_backup, restored_beside
 from tollkeeper.migrate.verify import verify_backup
 
 
@@ -101,6 +101,21 @@ async def test_a_restored_database_is_what_was_backed_up(
     finally:
         async with connected(dsn) as connection:
             await connection.execute(f"DROP DATABASE {name}_copy WITH (FORCE)")
+
+
+async def test_a_backup_is_lent_beside_to_try_something_out(
+    credits_dsn: str, equipment: Equipment
+) -> None:
+    """The DSN names a host that is not there before the one that is."""
+    await fill_ledger(credits_dsn, accounts=1, spends=1)
+    names = await names_beside(credits_dsn)
+    dsn = credits_dsn.replace("host=", "host=/nowhere,")
+    backup = await backed_up(dsn, equipment)
+
+    async with restored_beside(dsn, backup.id, equipment) as scratch:
+        assert await rows_in(credits_dsn) == await rows_in(scratch)
+
+    assert names == await names_beside(credits_dsn)
 
 
 async def test_nothing_is_restored_over_a_database(

@@ -3,7 +3,7 @@
 import pytest
 
 from tollkeeper.database.dsn import Host, parse_dsn
-from tollkeeper.database.libpq import client_environment, database_of, secrets_of
+from tollkeeper.database.libpq import client_environment, database_of, secrets_of, with_database
 
 INHERITED = {"PATH": "/bin", "PGHOST": "elsewhere", "PGOPTIONS": "-c x=y", "PGSSLMODE": "allow"}
 
@@ -50,3 +50,19 @@ def test_the_password_is_the_secret() -> None:
 def test_the_database_that_a_dsn_names(dsn: str, database: str | None) -> None:
     assert database == database_of(parse_dsn(dsn), {})
     assert (database or "other") == database_of(parse_dsn(dsn), {"PGDATABASE": "other"})
+
+
+@pytest.mark.parametrize(
+    ("dsn", "other"),
+    [
+        (
+            "postgresql://a:p%40@h1,h2:6/x?sslmode=require",
+            "postgresql://a:p%40@h1,h2:6/y%2F%20?sslmode=require",
+        ),
+        ("postgresql:///?host=/run&dbname=x", "postgresql:///y%2F%20?host=/run"),
+        ("postgres://h", "postgres://h/y%2F%20"),
+    ],
+)
+def test_a_dsn_is_led_to_another_database(dsn: str, other: str) -> None:
+    assert other == with_database(parse_dsn(dsn), "y/ ")
+    assert "y/ " == database_of(parse_dsn(other), {})
