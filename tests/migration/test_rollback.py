@@ -48,6 +48,7 @@ from tollkeeper.migrate.rollback import (
     roll_back,
     undo_rollback,
 )
+from tollkeeper.migrate.store import MigrationStore
 
 PROGRAM = Path(__file__).parent.parent / "backup_process.py"
 ANY_LOSS = 10**9
@@ -221,6 +222,10 @@ async def test_what_a_swap_would_break_is_refused_with_the_reason(
     async with connected(dsn, server_settings={"application_name": "pg_dump"}):
         with pytest.raises(DatabaseInUse, match="pg_dump"):
             await back(dsn, backup.id, 0, replace(equipment, clock=HastyClock()))
+    async with connected(dsn) as runner:
+        assert await MigrationStore(runner).try_lock()
+        with pytest.raises(DatabaseInUse, match="a run of migrations"):
+            await back(dsn, backup.id, 0, equipment)
     async with connected(dsn) as connection:
         await connection.execute(
             "CREATE SUBSCRIPTION elsewhere CONNECTION '' PUBLICATION p"
