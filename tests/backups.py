@@ -12,7 +12,7 @@ from tests.ledger import consume, movement, running_ledger, words_of
 
 from tollkeeper.credits.inspection import LedgerInspector
 from tollkeeper.credits.model import Kind
-from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.migrate.backup import Occasion, take_backup
 from tollkeeper.migrate.backup_model import Backup
@@ -67,12 +67,14 @@ class Told:
         return [event for event in self.events if event["event"] == name][-1]
 
 
-def equipment_in(folder: Path, told: Told | None = None) -> Equipment:
+def equipment_in(
+    folder: Path, told: Told | None = None, *, clock: Clock | None = None
+) -> Equipment:
     """Return what backups of ledgers are made with, kept in `folder`."""
     told = told or Told()
     return Equipment(
         catalogue=Catalogue(folder),
-        clock=HastyClock(),
+        clock=SystemClock() if clock is None else clock,
         entropy=system_entropy,
         inspectors={SERVICE: LedgerInspector(SystemClock())},
         progress=told,

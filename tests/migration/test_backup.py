@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from tests.backups import (
     OCCASION,
+    HastyClock,
     Told,
     backed_up,
     beside,
@@ -204,7 +205,7 @@ async def test_a_dump_by_somebody_else_is_waited_for_and_then_refused(
 ) -> None:
     async with connected(credits_dsn, server_settings={"application_name": "pg_dump"}):
         with pytest.raises(DatabaseInUse, match="pg_dump from"):
-            await backed_up(credits_dsn, equipment)
+            await backed_up(credits_dsn, replace(equipment, clock=HastyClock()))
 
 
 async def test_one_backup_at_a_time(credits_dsn: str, equipment: Equipment) -> None:
@@ -214,7 +215,7 @@ async def test_one_backup_at_a_time(credits_dsn: str, equipment: Equipment) -> N
             "'tollkeeper.backup ' || current_database(), 0))"
         )
         with pytest.raises(DatabaseInUse, match="another backup"):
-            await backed_up(credits_dsn, equipment)
+            await backed_up(credits_dsn, replace(equipment, clock=HastyClock()))
 
 
 async def test_programs_of_another_version_are_refused_with_what_there_is(

@@ -6,7 +6,7 @@ a password in them would be, too.
 
 from collections.abc import Mapping
 from typing import Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from tollkeeper.database.dsn import Dsn, Host
 
@@ -39,6 +39,9 @@ _OURS: Final = frozenset(
 """Variables that would lead a program elsewhere than the DSN leads us."""
 
 
+_DATABASES: Final = frozenset({"database", "dbname"})
+
+
 def client_environment(
     dsn: Dsn, *, host: Host, user: str, database: str, inherited: Mapping[str, str]
 ) -> dict[str, str]:
@@ -56,6 +59,15 @@ def database_of(dsn: Dsn, inherited: Mapping[str, str]) -> str | None:
     parameters = _parameters(dsn)
     named = unquote(path) or parameters.get("dbname") or parameters.get("database")
     return named or inherited.get("PGDATABASE")
+
+
+def with_database(dsn: Dsn, database: str) -> str:
+    """Return a DSN like another that names this database."""
+    parts = urlsplit(dsn.text)
+    pairs = [each for each in parts.query.split("&") if each.partition("=")[0] not in _DATABASES]
+    query = "&".join(pairs)
+    place = f"{parts.scheme}://{parts.netloc}/{quote(database, safe='')}"
+    return f"{place}?{query}" if query else place
 
 
 def secrets_of(environment: Mapping[str, str]) -> tuple[str, ...]:

@@ -147,11 +147,26 @@ async def programs_for(major: int, folders: Iterable[Path]) -> Programs:
         ProgramsMissing: with what there is.
     """
     found = await asyncio.to_thread(client_installations, folders)
-    for installation in found:
-        if installation.major == major:
-            return Programs(
-                installation=installation, compression=await _compression_of(installation)
-            )
+    return await _first_of([each for each in found if each.major == major], major, found)
+
+
+async def programs_to_read(major: int, folders: Iterable[Path]) -> Programs:
+    """Return programs that can read a dump of a major version: its own, or else of a newer one.
+
+    Raises:
+        ProgramsMissing: with what there is.
+    """
+    found = await asyncio.to_thread(client_installations, folders)
+    able = sorted((each for each in found if each.major >= major), key=lambda each: each.major)
+    return await _first_of(able, major, found)
+
+
+async def _first_of(
+    fit: Sequence[ClientInstallation], major: int, found: Sequence[ClientInstallation]
+) -> Programs:
+    for installation in fit:
+        compression = await _compression_of(installation)
+        return Programs(installation=installation, compression=compression)
     raise ProgramsMissing(major=major, found=tuple(str(each) for each in found))
 
 

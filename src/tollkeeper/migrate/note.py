@@ -44,7 +44,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def written(note: Note) -> str:
-    """Return the comment: a sentence for people, then the note."""
+    """Return the comment: a sentence for people, then the note, which is one line."""
     match note.state:
         case State.CLOSING:
             said = (
@@ -57,7 +57,7 @@ def written(note: Note) -> str:
             said = f"what {note.database} was before a rollback to {note.backup} was undone"
         case _:
             assert_never(note.state)
-    return f"{PREFIX}{said} {msgspec.json.encode(note).decode()}"
+    return f"{PREFIX}{said}\n{msgspec.json.encode(note).decode()}"
 
 
 def understood(comment: str | None) -> Note | None:
@@ -65,8 +65,8 @@ def understood(comment: str | None) -> Note | None:
     if comment is None or not comment.startswith(PREFIX):
         return None
     try:
-        return msgspec.json.decode(comment[comment.index("{") :], type=Note)
-    except (ValueError, msgspec.DecodeError):
+        return msgspec.json.decode(comment.rpartition("\n")[2], type=Note)
+    except msgspec.DecodeError:
         return None
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import asyncpg
 
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.libpq import with_database
 from tollkeeper.migrate.backup_errors import (
     BackupInconsistent,
     BackupMissing,
@@ -213,6 +214,18 @@ async def restore_backup(dsn: str, identifier: str, to: str, equipment: Equipmen
                 raise TargetExists(database=to) from error
             desk.log("restore.done", backup=identifier, to=to)
     return backup
+
+
+@asynccontextmanager
+async def restored_beside(dsn: str, identifier: str, equipment: Equipment) -> AsyncIterator[str]:
+    """Lend the DSN of a scratch database with a backup in it, to try something out there.
+
+    It is checked no further than that it could be restored, and dropped afterwards.
+    """
+    backup = equipment.catalogue.read(identifier).backup
+    server = await find_server(dsn)
+    async with desk_of(server, equipment, backup.service) as desk, desk.beside(backup) as name:
+        yield with_database(server.dsn, name)
 
 
 def require_service(backup: Backup, service: str) -> None:

@@ -13,7 +13,12 @@ from datetime import datetime
 import asyncpg
 
 from tollkeeper.database.driver import Connection
-from tollkeeper.migrate.backup_errors import LossNotAccepted, NothingToUndo, RollbackRefused
+from tollkeeper.migrate.backup_errors import (
+    DatabaseInUse,
+    LossNotAccepted,
+    NothingToUndo,
+    RollbackRefused,
+)
 from tollkeeper.migrate.backup_model import Backup, Level, rows_lost
 from tollkeeper.migrate.backup_store import BackupStore
 from tollkeeper.migrate.equipment import Equipment
@@ -22,6 +27,7 @@ from tollkeeper.migrate.note import Note, State, understood
 from tollkeeper.migrate.progress import Silent
 from tollkeeper.migrate.restore import Desk, desk_of, require_service
 from tollkeeper.migrate.server import explained, find_server
+from tollkeeper.migrate.store import MigrationStore
 from tollkeeper.migrate.swap import Change, recover, swap
 from tollkeeper.migrate.verify import verify_backup
 
@@ -218,6 +224,10 @@ async def _refuse_hindrances(desk: Desk) -> None:
             database=database, reason="there is no such database: restore the backup instead"
         )
     await desk.store.refuse_foreign_dumps(database, desk.equipment.clock)
+    async with desk.server.connected() as live:
+        runner = await MigrationStore(live).find_lock_holder()
+    if runner is not None:
+        raise DatabaseInUse(database=database, holder=f"a run of migrations ({runner})")
     for reason in await desk.store.hindrances(database):
         raise RollbackRefused(database=database, reason=reason)
 

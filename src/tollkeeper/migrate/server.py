@@ -29,6 +29,13 @@ MAINTENANCE: Final = ("postgres", "template1")
 
 CLOSE_TIMEOUT_S: Final = 5.0
 
+_DRIVER_ERRORS: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    ConnectionError,
+)
+
 _SESSION: Final[Mapping[str, str]] = MappingProxyType(
     {
         # Work here takes as long as it takes, whatever a role or database has as its default.
@@ -201,7 +208,7 @@ async def explained(doing: str) -> AsyncIterator[None]:
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+    except _DRIVER_ERRORS as error:
         if is_connection_lost(error):
             raise ServerLost(doing=doing, reason=str(error)) from error
         raise ServerRefused(doing=doing, reason=str(error)) from error

@@ -11,7 +11,7 @@ from tollkeeper.migrate.backup_errors import (
     BackupMissing,
 )
 from tollkeeper.migrate.backup_model import Backup, Level, Verification
-from tollkeeper.migrate.dump import programs_for
+from tollkeeper.migrate.dump import programs_to_read
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.reading import check_files, read_through
 from tollkeeper.migrate.restore import desk_of
@@ -62,7 +62,7 @@ async def _look(backup: Backup, level: Level, equipment: Equipment, dsn: str | N
     catalogue, progress = equipment.catalogue, equipment.progress
     check_files(backup, catalogue, progress)
     if level.rank >= Level.READ.rank:
-        programs = await programs_for(backup.server_major, equipment.binaries)
+        programs = await programs_to_read(backup.server_major, equipment.binaries)
         await read_through(backup, catalogue, programs, progress)
     if level.rank >= Level.DEEP.rank:
         assert dsn is not None, "a deep verification needs a server"

@@ -80,6 +80,18 @@ WHERE s.refclassid = 'pg_authid'::regclass
     ))
 UNION
 SELECT pg_get_userbyid(datdba)::text FROM pg_database WHERE datname = current_database()
+UNION
+-- What the first superuser owns is recorded nowhere else.
+SELECT pg_get_userbyid(c.relowner)::text
+FROM pg_class AS c
+JOIN pg_namespace AS n ON n.oid = c.relnamespace
+WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema'
+UNION
+SELECT r.rolname::text
+FROM pg_db_role_setting AS s
+JOIN pg_roles AS r ON r.oid = s.setrole
+JOIN pg_database AS d ON d.oid = s.setdatabase
+WHERE d.datname = current_database()
 ORDER BY 1;
 
 -- missing_roles --
@@ -234,7 +246,7 @@ WHERE d.datname = $1;
 -- Ends every session in a database but ours; autovacuum gives way by itself.
 SELECT count(pg_terminate_backend(pid))
 FROM pg_stat_activity
-WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IN ('client backend', 'background worker');
+WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IS DISTINCT FROM 'autovacuum worker';
 
 -- arriving --
 -- Sessions that are about to enter a database: they hold its lock until they can be seen among the others. Who is asked
@@ -248,7 +260,7 @@ WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datnam
 -- present --
 SELECT count(*)
 FROM pg_stat_activity
-WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IN ('client backend', 'background worker');
+WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IS DISTINCT FROM 'autovacuum worker';
 
 -- databases --
 SELECT datname::text AS name FROM pg_database ORDER BY datname;
