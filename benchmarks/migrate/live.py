@@ -30,14 +30,20 @@ _LIMITS = "SET LOCAL lock_timeout = '2s';\nSET LOCAL statement_timeout = '60s';\
 _FILES = (
     f"-- up\n{_LIMITS}ALTER TABLE accounts ADD COLUMN note_@ text;\n",
     f"-- up\n{_LIMITS}ALTER TABLE credit_transactions ADD COLUMN region_@ text;\n",
-    f"-- up\n{_LIMITS}CREATE TABLE labels_@ (account_id text, label text);\n"
-    + "CREATE FUNCTION label_@() RETURNS integer LANGUAGE sql AS 'SELECT 1';\n"
-    + "GRANT SELECT ON labels_@ TO tollkeeper_credits;\n",
-    f"-- up\n{_LIMITS}ALTER TABLE accounts ADD CONSTRAINT note_@_short\n"
-    + "CHECK (length(note_@) < 100) NOT VALID;\n",
+    (
+        f"-- up\n{_LIMITS}CREATE TABLE labels_@ (account_id text, label text);\n"
+        "CREATE FUNCTION label_@() RETURNS integer LANGUAGE sql AS 'SELECT 1';\n"
+        "GRANT SELECT ON labels_@ TO tollkeeper_credits;\n"
+    ),
+    (
+        f"-- up\n{_LIMITS}ALTER TABLE accounts ADD CONSTRAINT note_@_short\n"
+        "CHECK (length(note_@) < 100) NOT VALID;\n"
+    ),
     f"-- up\n{_LIMITS}ALTER TABLE accounts VALIDATE CONSTRAINT note_@_short;\n",
-    "-- up transaction:false\nCREATE INDEX CONCURRENTLY tenants_@ ON accounts (tenant_id);\n"
-    + "-- verify\nSELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('tenants_@');\n",
+    (
+        "-- up transaction:false\nCREATE INDEX CONCURRENTLY tenants_@ ON accounts (tenant_id);\n"
+        "-- verify\nSELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('tenants_@');\n"
+    ),
     f"-- up\n{_LIMITS}DROP INDEX tenants_@;\n",
 )
 """One release; `@` is its number. (The index goes again: ten of them would be the load.)"""
