@@ -26,7 +26,7 @@ from benchmarks.credits import (
 )
 from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
-from benchmarks.migrate import live
+from benchmarks.migrate import copies, live
 from benchmarks.pool import side_by_side
 from tollkeeper.database.connect import connector
 from tollkeeper.database.embedded import EmbeddedServer
@@ -38,6 +38,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "checkpoints": checkpoints.measure,
     "reconciliation": reconciliation.measure,
     "migrate": live.measure,
+    "backups": copies.measure,
     "pool": side_by_side.measure,
     "http": http.measure,
     "balance_read": reads.measure,
