@@ -172,7 +172,9 @@ class Readiness:
             found["database"] = f"it refuses what a service needs: {error}"
         else:
             if missing:
-                found["schema"] = f"{len(missing)} migrations are pending; run `tollkeeper migrate`"
+                found["schema"] = (
+                    f"{len(missing)} migrations are pending; run `tollkeeper migrate up`"
+                )
         return found
 
 

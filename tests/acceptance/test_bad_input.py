@@ -19,7 +19,7 @@ from tollkeeper.kernel.errors import ConfigurationError
 SECRET = "Hidden1"
 SERVE = ("serve", "credits")
 WORK = ("worker",)
-MIGRATE = ("migrate", "credits")
+MIGRATE = ("migrate", "up", "credits")
 
 
 def refused(

@@ -35,7 +35,7 @@ def pair() -> Iterator[Pair]:
             "TOLLKEEPER_CREDITS_DSN": pair.dsn("credits"),
             "TOLLKEEPER_ACCESS_DSN": pair.dsn("access"),
         }
-        assert 0 == tollkeeper("migrate", environment=environment).code
+        assert 0 == tollkeeper("migrate", "up", environment=environment).code
         asyncio.run(_synchronise(pair))
         yield pair
 

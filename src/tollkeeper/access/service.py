@@ -41,7 +41,7 @@ EXPIRED_KEPT = timedelta(days=7)
 
 NOT_READ = "they are being read"
 NOT_REACHED = "their database cannot be reached"
-NOT_MIGRATED = "their database is not migrated: run `tollkeeper migrate`"
+NOT_MIGRATED = "their database is not migrated: run `tollkeeper migrate up`"
 """Why the keys are not in memory; callers are told, so nothing of the database's words."""
 
 _log = structlog.get_logger(__name__)

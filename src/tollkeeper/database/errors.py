@@ -161,7 +161,7 @@ class SchemaMissing(DatabaseError):
 
     def message(self) -> str:
         """Say what is missing in PostgreSQL's words, and what to do."""
-        return f"the database is not migrated ({self.reason}): run `tollkeeper migrate`"
+        return f"the database is not migrated ({self.reason}): run `tollkeeper migrate up`"
 
 
 @dataclass(eq=False, kw_only=True)

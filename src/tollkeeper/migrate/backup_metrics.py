@@ -4,7 +4,6 @@ Times are of the backup that is meant, so that an alert can look at their age; 0
 folder that is missing or cannot be read leaves only `migrate_backup_folder_readable`, 0.
 """
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
@@ -32,7 +31,7 @@ class BackupCollector(Collector):
             "migrate_backup_folder_readable", "1 if the folder of backups could be read."
         )
         try:
-            os.listdir(self._catalogue.folder)
+            next(self._catalogue.folder.iterdir(), None)
             found = standings(self._catalogue, self._databases)
         except OSError:
             readable.add_metric((), 0)
