@@ -6,11 +6,13 @@ outlives the call that started it.
 """
 
 import asyncio
+import os
 import re
+import signal
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,13 +20,14 @@ from typing import Final
 from tollkeeper.database.binaries import ClientInstallation, client_installations
 from tollkeeper.database.libpq import secrets_of
 from tollkeeper.migrate.backup_errors import ProgramFailed, ProgramsMissing
+from tollkeeper.migrate.shielding import shielded
 
 CHUNK_BYTES: Final = 1024 * 1024
 LOCK_WAIT_S: Final = 30
 """How long a dump waits for a table that somebody alters; everyone who wants it queues behind."""
 
 _LAST_WORDS: Final = 5
-_ERROR = re.compile(r"error|fatal|panic|failed", re.IGNORECASE)
+_ERROR = re.compile(r"^pg_\w+: (?:error|fatal|detail|hint)\b|\b(?:ERROR|FATAL|PANIC): ")
 
 Hear = Callable[[str], None]
 
@@ -118,7 +121,7 @@ class Programs:
         self, name: str, arguments: Sequence[str], environment: Mapping[str, str], *, hear: Hear
     ) -> AsyncIterator[asyncio.subprocess.Process]:
         """Run a program during the block, which is to succeed; kill it if the block fails."""
-        words: deque[str] = deque(maxlen=_LAST_WORDS)
+        words = _LastWords()
         process = await asyncio.create_subprocess_exec(
             self.installation.program(name),
             *arguments,
@@ -127,6 +130,8 @@ class Programs:
             stderr=asyncio.subprocess.PIPE,
             env={"LC_ALL": "C", **environment},
             limit=CHUNK_BYTES,
+            # Ctrl-C on a terminal is for us, who end it then; not for both at once.
+            start_new_session=True,
         )
         listening = asyncio.create_task(_listen(process, words, hear))
         try:
@@ -136,7 +141,7 @@ class Programs:
         finally:
             await _end(process, listening)
         if status:
-            reason = _masked("; ".join(words), secrets_of(environment))
+            reason = _masked(words.text, secrets_of(environment))
             raise ProgramFailed(program=name, status=status, reason=reason)
 
 
@@ -186,13 +191,29 @@ async def _compression_of(installation: ClientInstallation) -> str:
     return "gzip" if b"compress" in said else "zstd"
 
 
-async def _listen(process: asyncio.subprocess.Process, words: deque[str], hear: Hear) -> None:
-    """Hand each line of a program's messages on; keep the last that speak of an error."""
+class _LastWords:
+    """The last of a program's messages that speak of an error; or, where none does, its last."""
+
+    def __init__(self) -> None:
+        self._errors: deque[str] = deque(maxlen=_LAST_WORDS)
+        self._last = ""
+
+    def add(self, line: str) -> None:
+        self._last = line
+        if _ERROR.search(line):
+            self._errors.append(line)
+
+    @property
+    def text(self) -> str:
+        return "; ".join(self._errors) or self._last
+
+
+async def _listen(process: asyncio.subprocess.Process, words: _LastWords, hear: Hear) -> None:
+    """Hand each line of a program's messages on, and keep the last."""
     assert process.stderr is not None
     async for line in _lines(process.stderr):
+        words.add(line)
         hear(line)
-        if _ERROR.search(line):
-            words.append(line)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
@@ -207,16 +228,21 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:
 
 
 async def _end(process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
-    """Kill a program that still runs; does nothing for one that has ended."""
-    listening.cancel()
+    """Kill a program that still runs, and whatever it has started; wait until it has ended."""
     if process.returncode is None:
-        process.kill()
-        while process.returncode is None:
-            try:
-                await process.wait()
-            except asyncio.CancelledError:  # it was killed: its end is near
-                continue
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    await shielded(_drained(process, listening))
+
+
+async def _drained(process: asyncio.subprocess.Process, listening: asyncio.Task[None]) -> None:
+    """Wait for the end of a program; what nobody reads any more would keep it from being seen."""
+    assert process.stdout is not None
     await asyncio.gather(listening, return_exceptions=True)
+    with suppress(OSError):
+        while await process.stdout.read(CHUNK_BYTES):
+            pass
+    await process.wait()
 
 
 def _quoted(name: str) -> str:

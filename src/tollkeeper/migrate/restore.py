@@ -33,7 +33,8 @@ from tollkeeper.migrate.dump import programs_for
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.note import scratch_name, scratch_prefix
 from tollkeeper.migrate.reading import checked_pieces
-from tollkeeper.migrate.server import Server, explained, find_server, shielded
+from tollkeeper.migrate.server import Server, explained, find_server
+from tollkeeper.migrate.shielding import shielded
 from tollkeeper.migrate.space import check_space, restore_bytes
 
 _DISK_FULL = "No space left on device"

@@ -4,9 +4,8 @@ Of several hosts it is the one that takes writes; a pooler is refused. It is fou
 DSN's database or, where that is closed or gone, through one that every server has.
 """
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -212,18 +211,3 @@ async def explained(doing: str) -> AsyncIterator[None]:
         if is_connection_lost(error):
             raise ServerLost(doing=doing, reason=str(error)) from error
         raise ServerRefused(doing=doing, reason=str(error)) from error
-
-
-async def shielded(work: Coroutine[object, object, None]) -> None:
-    """Do a cleanup to its end, even when we are told to leave meanwhile; leave after it."""
-    task, cancelled = asyncio.create_task(work), None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except Exception:  # noqa: BLE001  # raised below, by the task itself
-            break
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -16,7 +16,8 @@ from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.migrate.backup_errors import LeftClosed, RollbackRefused
 from tollkeeper.migrate.note import Note, State, aside_name, reopening_command, understood, written
 from tollkeeper.migrate.restore import Desk
-from tollkeeper.migrate.server import CLOSE_TIMEOUT_S, shielded
+from tollkeeper.migrate.server import CLOSE_TIMEOUT_S
+from tollkeeper.migrate.shielding import shielded
 
 EMPTYING_S = 30.0
 """How long the sessions of a closed database may take to end."""

@@ -107,7 +107,7 @@ SELECT
     pg_table_size(c.oid) AS size_bytes,
     CASE
         WHEN pg_table_size(c.oid) <= $1::bigint THEN format(
-            'SELECT count(*) AS rows, coalesce(sum(hashtextextended(each::text, 0)), 0)::text AS digest'
+            'SELECT count(*) AS rows, coalesce(sum(hashtextextended(ROW(each.*)::text, 0)), 0)::text AS digest'
             ' FROM ONLY %I.%I AS each', n.nspname, c.relname
         )
         ELSE format('SELECT count(*) AS rows, NULL::text AS digest FROM ONLY %I.%I', n.nspname, c.relname)
