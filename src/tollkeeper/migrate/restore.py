@@ -74,7 +74,9 @@ class Desk:
 
     @asynccontextmanager
     async def beside(self, backup: Backup) -> AsyncIterator[str]:
-        """Lend a scratch database with a backup in it; what is left of it afterwards is dropped.
+        """Lend a scratch database with a backup in it, and the live one's settings and grants.
+
+        It is dropped afterwards, unless it has another name by then.
 
         Raises:
             BackupError: it cannot be restored here, or not to its end.
@@ -87,6 +89,8 @@ class Desk:
             live = await self.store.properties(self.server.database)
             await self.store.create(name, _like(backup.properties, live))
             await self._fill(name, backup)
+            # Before it is looked at: where the tables are found may be a setting of the database.
+            await self.store.furnish(name, backup.properties if live is None else live)
             duration_s = round(self.equipment.clock.monotonic_s() - started_s, 3)
             self.log("restore.filled", backup=backup.id, scratch=name, duration_s=duration_s)
             yield name
@@ -105,10 +109,8 @@ class Desk:
         if faults:
             raise BackupInconsistent(backup_id=backup.id, faults=tuple(faults))
 
-    async def finish(self, name: str, backup: Backup) -> None:
-        """Give a restored database what was never in the dump, and the planner its statistics."""
-        live = await self.store.properties(self.server.database)
-        await self.store.furnish(name, backup.properties if live is None else live)
+    async def finish(self, name: str) -> None:
+        """Give the planner its statistics, which are not in the dump."""
         async with self.server.connected(name) as connection:
             await BackupStore(connection).analyze()
 
@@ -208,7 +210,7 @@ async def restore_backup(dsn: str, identifier: str, to: str, equipment: Equipmen
             raise TargetExists(database=to)
         async with desk.beside(backup) as name:
             await desk.check(name, backup)
-            await desk.finish(name, backup)
+            await desk.finish(name)
             try:
                 await desk.store.rename(name, to)
             except asyncpg.DuplicateDatabaseError as error:

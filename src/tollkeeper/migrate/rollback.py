@@ -76,7 +76,7 @@ async def roll_back(
         await measure.estimate(backup)
         async with desk.beside(backup) as scratch:
             await desk.check(scratch, backup)
-            await desk.finish(scratch, backup)
+            await desk.finish(scratch)
             change = Change(replacement=scratch, backup=identifier, state=State.KEPT, word="before")
             return await measure.swap(change)
 
