@@ -31,7 +31,7 @@ async def rehearse(
         desk_of(server, equipment, run.database) as desk,
         desk.beside(backup) as scratch,
     ):
-        await desk.finish(scratch, backup)
+        await desk.finish(scratch)
         reports = await service.up(replace(run, stand_in=scratch, before=None), to=to)
     return backup, reports
 
