@@ -8,11 +8,9 @@ statement of a killed runner, nobody else begins.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Final
 
 import asyncpg
 
@@ -31,19 +29,6 @@ CLOSE_TIMEOUT_S = 2.0
 
 WATCH_PERIOD_S = 0.02
 """How often the watching session looks what the working one waits for."""
-
-
-_PATIENT: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        # Whatever role or database have as their defaults: a file says itself how long it may take,
-        # and one session is idle while the other works, or while a backup is taken.
-        "statement_timeout": "0",
-        "lock_timeout": "0",
-        "idle_session_timeout": "0",
-        "idle_in_transaction_session_timeout": "0",
-        "default_transaction_read_only": "off",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +74,8 @@ class RunnerSession:
         for store in (self.store, self.watcher):
             if await store.is_pooled():
                 raise PoolerRefused(database=self.database)
+            # Not in the greeting: a pooler would refuse that before it is known to be one.
+            await store.be_patient()
         await self.store.notice_dead_client()
         await self.watcher.note_quickly()
         await self._lock(self.watcher.try_lock)
@@ -224,7 +211,7 @@ async def connected(
     Raises:
         DatabaseError: there is none.
     """
-    settings = {"application_name": f"tollkeeper migrate {database}", **_PATIENT}
+    settings = {"application_name": f"tollkeeper migrate {database}"}
     parsed = parse_dsn(dsn)
     failed: DatabaseError | None = None
     for host in parsed.hosts:

@@ -133,6 +133,10 @@ class MigrationStore:
         found = {await self._connection.fetchval(self._queries["backend_pid"]) for _ in range(3)}
         return {told} != found
 
+    async def be_patient(self) -> None:
+        """Free this session of the limits that role or database have as their defaults."""
+        await self._connection.execute(self._queries["be_patient"])
+
     async def notice_dead_client(self) -> None:
         """Have the server end our statement within a second when our process is gone."""
         await self._connection.execute(self._queries["notice_dead_client"])

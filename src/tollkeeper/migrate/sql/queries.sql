@@ -129,6 +129,14 @@ SELECT pg_is_in_recovery();
 -- backend_pid --
 SELECT pg_backend_pid();
 
+-- be_patient --
+-- Whatever role and database have as their defaults: a file says itself how long it may take, and one session is
+-- idle while the other works, or while a backup is taken.
+SELECT
+    set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
+    set_config('idle_session_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
+    set_config('default_transaction_read_only', 'off', false);
+
 -- notice_dead_client --
 -- A killed runner's backend would run its statement to the end, with all locks. (Not on Windows.)
 SELECT set_config('client_connection_check_interval', '1s', false)
