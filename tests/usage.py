@@ -108,5 +108,3 @@ async def running_roller(
         yield Roller(pool, UsageStore(), clock=clock, metrics=metrics)
     finally:
         await pool.close()
-
-
