@@ -42,13 +42,14 @@ class UsageReader:
         """
         async with self._pool.connection() as connection:
             question = await self._visible(connection, question, tenant_id)
-            total, buckets = await self._store.page(connection, question, after=after, limit=limit)
+            more = limit + 1
+            total, buckets = await self._store.page(connection, question, after=after, limit=more)
             return question, total, buckets
 
     async def export(
         self, question: Question, tenant_id: TenantId | None
     ) -> AsyncGenerator[Question | Usage | Bucket, None]:
-        """Yield the question with its tenant, the usage of the range, and its buckets that have any.
+        """Yield the question with its tenant, the range's usage, and its buckets that have any.
 
         Raises:
             AccountNotFound, TenantNotFound: there is none, or it is another tenant's.

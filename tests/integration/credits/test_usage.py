@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from prometheus_client import CollectorRegistry
 from tests.database_clock import make_settable, set_ahead
-from tests.hold_steps import Reference, Step, changes, operation_of
+from tests.hold_steps import Step, changes, operation_of
 from tests.ledger import Ledger, consume, held_by, opening, topup, words, words_of
 from tests.stage import ENGINES, Stage
 from tests.usage import Facts, rows_of, running_roller, scan, wall
@@ -420,7 +420,7 @@ async def test_what_may_be_archived_is_rolled_up(
     ledger: Ledger, reading: Reading, credits_dsn: str
 ) -> None:
     await ledger.open_with(100, "ann", "bob")
-    (before,) = await reading.owner.fetchrow("SELECT min(created_at) FROM credit_transactions")
+    before = await reading.owner.fetchval("SELECT min(created_at) FROM credit_transactions")
     store, later = UsageStore(), before + timedelta(days=1)
 
     assert await store.is_rolled_up(reading.owner, before)
