@@ -1,3 +1,4 @@
+-- up
 -- Usage: what was consumed, purchased and refunded, in quarters of an hour.
 --
 -- The worker rolls transactions up behind the writes; no commit does more than before. What is rolled up and
@@ -104,3 +105,15 @@ FROM credit_transactions AS t;
 COMMENT ON VIEW usage_rows IS 'what each transaction adds to usage, and under which feature';
 
 GRANT SELECT ON usage_rollups, rolled_accounts, usage_rows TO tollkeeper_credits;
+
+-- verify
+SELECT count(*) = 0 FROM usage_rollups;
+SELECT uuid7_moment(uuid7_bound('2026-01-31T12:00:00.001Z')) = '2026-01-31T12:00:00.001Z';
+SELECT usage_feature('{"feature": "chat"}') = 'chat' AND usage_feature('{"feature": 7}') IS NULL;
+
+-- down derived:usage_rollups,rolled_accounts
+DROP VIEW usage_rows;
+DROP FUNCTION usage_feature(json);
+DROP FUNCTION uuid7_moment(uuid);
+DROP TABLE usage_rollups;
+DROP TABLE rolled_accounts;

@@ -1,7 +1,9 @@
+-- up transaction:false
 -- Which accounts a tenant has. An account's tenant never changes, so its updates stay in their page (HOT).
+CREATE INDEX CONCURRENTLY IF NOT EXISTS accounts_by_tenant ON accounts (tenant_id);
 
-SET LOCAL lock_timeout = '2s';
-SET LOCAL statement_timeout = '60s';
+-- verify
+SELECT count(*) = 1 FROM pg_index WHERE indexrelid = to_regclass('accounts_by_tenant') AND indisvalid;
 
--- squawk-ignore require-concurrent-index-creation
-CREATE INDEX IF NOT EXISTS accounts_by_tenant ON accounts (tenant_id);
+-- down
+DROP INDEX CONCURRENTLY IF EXISTS accounts_by_tenant;
