@@ -14,6 +14,7 @@ from litestar import get
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi.spec import Parameter, Schema
 from litestar.openapi.spec.enums import OpenAPIType
+from litestar.types import ASGIApp
 
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.api import AnyRequest, answer, page_limit
@@ -42,7 +43,6 @@ from tollkeeper.credits.usage_reader import UsageReader
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import AccountId, TenantId
 from tollkeeper.kernel.principal import Scope
-from tollkeeper.web.answer import JsonAnswer
 from tollkeeper.web.auth import authorize
 from tollkeeper.web.openapi import Answer, RouteFacts, documented
 from tollkeeper.web.problem import ProblemTable
@@ -82,7 +82,7 @@ class UsageApi:
             route("/v1/tenants/{tenant_id:str}/usage", _OF_TENANT)(self.read_tenant_usage),
         ]
 
-    async def read_usage(self, request: AnyRequest) -> JsonAnswer | StreamedAnswer:
+    async def read_usage(self, request: AnyRequest) -> ASGIApp:
         """Read what an account consumed and purchased in a range, and when or for what.
 
         Exact at any time: what the worker has not rolled up yet is counted from the transactions.
@@ -90,7 +90,7 @@ class UsageApi:
         account_id = requests.account_id_of(request.scope["path_params"]["account_id"])
         return await self._usage(request, account_id=account_id)
 
-    async def read_tenant_usage(self, request: AnyRequest) -> JsonAnswer | StreamedAnswer:
+    async def read_tenant_usage(self, request: AnyRequest) -> ASGIApp:
         """Read what all accounts of a tenant consumed and purchased, as for one account."""
         tenant_id = requests.tenant_id_of(request.scope["path_params"]["tenant_id"])
         return await self._usage(request, tenant_id=tenant_id)
@@ -101,7 +101,7 @@ class UsageApi:
         *,
         account_id: AccountId | None = None,
         tenant_id: TenantId | None = None,
-    ) -> JsonAnswer | StreamedAnswer:
+    ) -> ASGIApp:
         principal = authorize(request.scope, Scope.CREDITS_READ)
         query = query_of(request.scope, *(parameter.name for parameter in _PARAMETERS))
         question = self._question(query, account_id, tenant_id)

@@ -3,7 +3,6 @@
 Adds its command to those of `freeze_cli.py`; importing this module is what puts it there.
 """
 
-
 import contextlib
 import os
 import tempfile

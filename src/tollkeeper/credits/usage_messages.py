@@ -19,8 +19,9 @@ from tollkeeper.credits.usage import (
     cursor_text,
 )
 
-FORMULA_BEGINNINGS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
-"""A cell that begins so, a spreadsheet would compute (OWASP, CSV injection)."""
+FORMULA_BEGINNINGS: Final = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
+"""A cell that begins so, a spreadsheet would compute (OWASP, CSV injection); the last four are the
+first four in full width."""
 
 Mean = Annotated[
     str | None,

@@ -17,7 +17,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from prometheus_client import CollectorRegistry
 from tests.database_clock import make_settable, set_ahead
 from tests.hold_steps import Step, changes, operation_of
-from tests.ledger import Ledger, consume, held_by, opening, topup, words, words_of
+from tests.ledger import (
+    Ledger,
+    consume,
+    held_by,
+    opening,
+    running_ledger,
+    topup,
+    words,
+    words_of,
+)
 from tests.stage import ENGINES, Stage
 from tests.usage import Facts, rows_of, running_roller, scan, wall
 
@@ -30,6 +39,7 @@ from tollkeeper.credits.usage_reader import UsageReader
 from tollkeeper.credits.usage_store import UsageStore
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.embedded import EmbeddedServer
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
@@ -475,3 +485,38 @@ async def test_exports_leave_connections_to_others(ledger: Ledger, reading: Read
     assert [Question, Usage, Bucket] == [
         type(each) async for each in reading.reader.export(whole("ann"), None)
     ]
+
+
+async def test_on_every_postgresql(other_server: EmbeddedServer, other_credits_dsn: str) -> None:
+    owner = await asyncpg.connect(other_credits_dsn)
+    pool = reading_pool(other_credits_dsn)
+    try:
+        async with running_ledger(other_credits_dsn) as ledger:
+            await ledger.open_with(100, "ann")
+            await ledger.execute(*(consume("ann", 1, metadata=about("chat")) for _ in range(5)))
+            async with running_roller(other_credits_dsn) as roller:
+                assert await roller.round()
+            await ledger.execute(consume("ann", 7))
+            for by in By:
+                await Reading(pool, owner).assert_exact("ann", by)
+    finally:
+        await pool.close()
+        await owner.close()
+
+
+async def test_an_account_is_updated_in_its_page_beside_the_tenants_index(
+    ledger: Ledger, owner: Connection
+) -> None:
+    await ledger.open_with(100, "ann")
+    for _ in range(20):
+        await ledger.execute(consume("ann", 1))
+    counts = "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relname = 'accounts'"
+    async with asyncio.timeout(20):
+        while True:
+            row = await owner.fetchrow(counts)
+            assert row is not None
+            if row["n_tup_upd"] >= 20:
+                break
+            await asyncio.sleep(0.05)  # backends tell their counts after a while
+
+    assert row["n_tup_upd"] == row["n_tup_hot_upd"]
