@@ -256,7 +256,7 @@ async def exports(owner: "asyncpg.Connection[asyncpg.Record]") -> int:
     """Return how many sessions of the service are in the middle of an export."""
     count: int = await owner.fetchval(
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND pid <> pg_backend_pid() AND state = 'idle in transaction'"
+        " AND state = 'idle in transaction' AND query LIKE 'WITH members AS%'"
     )
     return count
 
