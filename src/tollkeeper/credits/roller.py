@@ -26,8 +26,8 @@ LOOK_LIMIT: Final = 20_000
 """Accounts taken from one look at all of them."""
 
 SLICE_ACCOUNTS: Final = 500
-SLICE_TRANSACTIONS: Final = 20_000
-"""What one unit of work rolls up at most: about half a second."""
+SLICE_TRANSACTIONS: Final = 5_000
+"""What one unit of work rolls up at most: about 50 ms."""
 
 BEFORE_ALL: Final[Place] = (-1, "")
 
