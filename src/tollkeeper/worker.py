@@ -109,7 +109,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
             return
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
         holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S)
-        jobs = [partitions, holds, _Job("usage", roller.piece, USAGE_PERIOD_S, USAGE_PERIOD_S)]
+        jobs = [partitions, holds, _Job("usage", roller.piece, USAGE_PERIOD_S, RETRY_S)]
         if maker is None:
             _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")
         else:

@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
-from tests.acceptance.conftest import Service, execute
+from tests.acceptance.conftest import Service, execute, tollkeeper
 
 from tollkeeper.client import CreditsClient
 from tollkeeper.web.stream import TAKE_LIMIT_S
@@ -259,6 +259,31 @@ async def exports(owner: "asyncpg.Connection[asyncpg.Record]") -> int:
         " AND state = 'idle in transaction' AND query LIKE 'WITH members AS%'"
     )
     return count
+
+
+def test_the_worker_adds_up_what_is_answered_alike_before_and_after(
+    service: Service, http: httpx.Client
+) -> None:
+    asked = {"by": "feature", "from": "2026-01-01", "to": "2099-01-01"}
+    before = usage(http, "accounts/ann", **asked), usage(http, "tenants/acme", **asked)
+    once = tollkeeper(
+        "worker", "--once", environment={"TOLLKEEPER_CREDITS_DSN": service.credits_dsn}
+    )
+
+    assert 0 == once.code, once.err
+    assert 31 == asyncio.run(rolled_up(service.credits_dsn, "ann"))
+    assert before == (usage(http, "accounts/ann", **asked), usage(http, "tenants/acme", **asked))
+
+
+async def rolled_up(dsn: str, account_id: str) -> object:
+    """Return up to which transaction an account is rolled up."""
+    owner = await asyncpg.connect(dsn)
+    try:
+        return await owner.fetchval(
+            "SELECT sequence FROM rolled_accounts WHERE account_id = $1", account_id
+        )
+    finally:
+        await owner.close()
 
 
 def test_now_is_part_of_what_is_asked_for_without_a_range(http: httpx.Client) -> None:

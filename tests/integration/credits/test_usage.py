@@ -354,10 +354,10 @@ async def until_waiting(connection: Connection, pid: int) -> None:
 async def test_a_worker_killed_in_the_middle_has_counted_nothing_twice(
     ledger: Ledger, reading: Reading, credits_dsn: str
 ) -> None:
-    names = [f"user-{number}" for number in range(30)]
+    names = [f"user-{number}" for number in range(15)]
     await ledger.open_with(1_000, *names)
     killed_midway = 0
-    for _ in range(4):
+    for _ in range(2):
         await ledger.execute(*(consume(name, 1) for name in names for _ in range(20)))
         worker = await asyncio.create_subprocess_exec(
             sys.executable, str(PROCESS), credits_dsn, stdout=asyncio.subprocess.DEVNULL
