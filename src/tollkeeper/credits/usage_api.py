@@ -252,12 +252,18 @@ _TENANT_ID = Parameter(
     schema=Schema(type=OpenAPIType.STRING, pattern=requests.ID_PATTERN),
     example="acme",
 )
+_ANSWER = Answer(
+    description="a page, or with `format` a file of the whole",
+    view=UsageView,
+    files=("text/csv", MEDIA_TYPES["jsonl"]),
+    headers={"Content-Disposition": {"description": "a file's name", "schema": {"type": "string"}}},
+)
 _OF_ACCOUNT = RouteFacts(
     summary="Read an account's usage",
     tag="usage",
     scope=Scope.CREDITS_READ,
     parameters=(ACCOUNT_ID, *_PARAMETERS),
-    answers={200: Answer(description="a page, or with `format` the whole", view=UsageView)},
+    answers={200: _ANSWER},
     problems=(errors.InvalidRequest, errors.AccountNotFound, errors.ExportsRunning),
 )
 _OF_TENANT = RouteFacts(
@@ -265,6 +271,6 @@ _OF_TENANT = RouteFacts(
     tag="usage",
     scope=Scope.CREDITS_READ,
     parameters=(_TENANT_ID, *_PARAMETERS),
-    answers={200: Answer(description="a page, or with `format` the whole", view=UsageView)},
+    answers={200: _ANSWER},
     problems=(errors.InvalidRequest, errors.TenantNotFound, errors.ExportsRunning),
 )
