@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
@@ -127,6 +127,14 @@ class Stage:
             return await work(self._owner)
 
         return self._runner.run(done())
+
+    def run(self, work: Coroutine[object, object, T]) -> T:
+        """Run a coroutine where the engines run."""
+        return self._runner.run(work)
+
+    async def connect(self) -> Connection:
+        """Open one more connection of the owner's."""
+        return await self._own()
 
     def sweep(self, engine: int) -> None:
         """Book what has expired, as the worker does."""

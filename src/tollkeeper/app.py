@@ -37,6 +37,7 @@ from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
 from tollkeeper.credits.freeze_api import FreezesApi
 from tollkeeper.credits.hold_api import HoldsApi
+from tollkeeper.credits.usage_api import UsageApi
 from tollkeeper.database.errors import DatabaseError, SchemaMissing
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.errors import ConfigurationError
@@ -86,6 +87,7 @@ TAGS = {
     "accounts": "What holds credits. An account belongs to one tenant.",
     "transactions": "What moves credits. Each is one immutable row of the ledger.",
     "holds": "Credits promised before the work, and taken when its price is known.",
+    "usage": "What was consumed and purchased, when and for what.",
     "audit": "Whether the ledger is what it must be.",
     "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
     "database": "How the databases stand, as the process sees them that answers.",
@@ -206,13 +208,14 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
         runtime.credits, clock=runtime.clock, entropy=runtime.entropy, problems=PROBLEMS
     )
     audit = AuditApi(runtime.auditor, problems=PROBLEMS)
+    usage = UsageApi(runtime.usage, clock=runtime.clock, problems=PROBLEMS)
     freezes = FreezesApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
     databases = DatabaseApi(
         runtime.databases, pid=os.getpid(), clock=runtime.clock, problems=PROBLEMS
     )
     routes = [
-        *api.routes(), *holds.routes(), *audit.routes(), *freezes.routes(), *keys.routes(),
-        *databases.routes(),
+        *api.routes(), *holds.routes(), *usage.routes(), *audit.routes(), *freezes.routes(),
+        *keys.routes(), *databases.routes(),
     ]  # fmt: skip
     handlers = [*routes, health, ready, metrics]
     application = Litestar(

@@ -15,7 +15,7 @@ import typer
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
-from tollkeeper.credits.freeze_cli import app as credits_app
+from tollkeeper.credits.usage_cli import app as credits_app
 from tollkeeper.database.cli import app as db_app
 from tollkeeper.face import Face, Service, connect_to, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR

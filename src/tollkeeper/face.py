@@ -192,6 +192,10 @@ class Face:
         """Print JSON documents to standard output, one a line."""
         self.screen(as_json=True).json_lines(documents)
 
+    def text(self, text: str) -> None:
+        """Print text to standard output as it is, but for what steers a terminal."""
+        self.screen().text(text)
+
     def facts(self, title: str, facts: "Sequence[Fact]") -> None:
         """Print named facts below each other."""
         self.screen().facts(title, facts)

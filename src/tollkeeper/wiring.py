@@ -33,8 +33,14 @@ from tollkeeper.credits.reconciliation_metrics import ReconciliationMetrics
 from tollkeeper.credits.reconciliation_store import SESSION_SETTINGS as RECONCILER_SETTINGS
 from tollkeeper.credits.reconciliation_store import TIMEOUTS as RECONCILER_TIMEOUTS
 from tollkeeper.credits.reconciliation_store import ReconciliationStore
+from tollkeeper.credits.roller import Roller
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, TIMEOUTS, LedgerStore
+from tollkeeper.credits.usage_metrics import UsageMetrics
+from tollkeeper.credits.usage_reader import UsageReader
+from tollkeeper.credits.usage_store import SESSION_SETTINGS as ROLLER_SETTINGS
+from tollkeeper.credits.usage_store import TIMEOUTS as ROLLER_TIMEOUTS
+from tollkeeper.credits.usage_store import UsageStore
 from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
@@ -96,6 +102,7 @@ class CreditsRuntime:
     engine: Engine
     credits: CreditsService
     auditor: Auditor
+    usage: UsageReader
     access: AccessService
     issuer: KeyIssuer
     tally: AuthenticationTally
@@ -175,6 +182,19 @@ async def ledger_reconciler(
         freezer=freezer,
         share=settings.reconcile_share,
     )
+
+
+def usage_roller(settings: Settings, registry: CollectorRegistry, database: Database) -> Roller:
+    """Make what rolls usage up, as the owner."""
+    pool = database.pool(
+        "usage",
+        access=Access.WRITE,
+        size=1,
+        settings=ROLLER_SETTINGS,
+        command_timeout_s=ROLLER_TIMEOUTS.command_s,
+        limits=_limits(settings, report_held_s=ROLLER_TIMEOUTS.statement_s),
+    )
+    return Roller(pool, UsageStore(), clock=SystemClock(), metrics=UsageMetrics(registry))
 
 
 @asynccontextmanager
@@ -267,6 +287,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
                 engine=engine,
                 credits=CreditsService(engine, reads, store),
                 auditor=Auditor(reads, CheckpointStore(), store),
+                usage=UsageReader(reads, UsageStore(), store),
                 access=access,
                 issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
                 tally=tally,

@@ -1,4 +1,4 @@
-"""Periodic jobs: partitions, expired keys and holds, checkpoints, and reconciliation without end.
+"""Periodic jobs: partitions, expired keys and holds, usage, checkpoints, reconciliation.
 
 Acts as the owner of the schema, and books as the service does. Any number may run; partitions are
 maintained by one at a time. A job that fails is logged once and tried again, after waits that grow;
@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 from tollkeeper.config import Settings, check_session
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
+from tollkeeper.credits.roller import PERIOD_S as USAGE_PERIOD_S
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import LedgerStore
 from tollkeeper.database.pool import Pool
@@ -32,6 +33,7 @@ from tollkeeper.wiring import (
     ledger_service,
     maintenance_pool,
     owned_ledger,
+    usage_roller,
 )
 
 PERIOD_S = 3_600.0
@@ -94,6 +96,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
     ):
         pool = maintenance_pool(settings, database)
         store = LedgerStore()
+        roller = usage_roller(settings, registry, database)
         if once:
             await maintain_partitions(pool, store)
             await sweep_holds(service)
@@ -101,10 +104,12 @@ async def _run(settings: Settings, *, once: bool) -> None:
                 await maker.round()
             while reconciler is not None and not await reconciler.recent():
                 pass
+            while not await roller.round():
+                pass
             return
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
         holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S)
-        jobs = [partitions, holds]
+        jobs = [partitions, holds, _Job("usage", roller.piece, USAGE_PERIOD_S, RETRY_S)]
         if maker is None:
             _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")
         else:

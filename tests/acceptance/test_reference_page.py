@@ -41,8 +41,8 @@ def test_operations_have_short_names_of_their_own(
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
-        "refund", "read_checkpoints", "read_leaves", "prove", "read_links",
-        "unfreeze", "list_frozen",
+        "refund", "read_usage", "read_tenant_usage", "read_checkpoints", "read_leaves", "prove",
+        "read_links", "unfreeze", "list_frozen",
         "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "database_status", "slow_queries",
         "health", "ready", "metrics",
@@ -110,6 +110,8 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         "POST /v1/holds/ID/capture": 201,
         "POST /v1/holds/ID/extend": 201,
         "POST /v1/holds/ID/release": 201,
+        "GET /v1/accounts/acme-prod/usage": 200,
+        "GET /v1/tenants/acme/usage": 200,
         "POST /v1/accounts/acme-prod/unfreeze": 409,  # nothing is wrong with it
         "GET /v1/frozen-accounts": 200,
         "POST /v1/audit/verify": 200,

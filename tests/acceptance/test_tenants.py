@@ -33,7 +33,8 @@ CROSSED = {
     "revoke_key": 404, "list_key_events": 200, "hold": 404, "list_holds": 404, "read_hold": 404,
     "capture": 404, "extend": 404, "release": 404, "read_transaction": 404, "refund": 404,
     "read_checkpoints": 200, "read_leaves": 200, "prove": 404, "read_links": 404,
-    "unfreeze": 403, "list_frozen": 200, "database_status": 403, "slow_queries": 403,
+    "read_usage": 404, "read_tenant_usage": 404, "unfreeze": 403, "list_frozen": 200,
+    "database_status": 403, "slow_queries": 403,
 }  # fmt: skip
 """What another tenant's key is answered, by operation."""
 

@@ -11,7 +11,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from tollkeeper.client.audit import AuditCaller
 from tollkeeper.client.caller import JSON as _JSON
 from tollkeeper.client.caller import check_header
 from tollkeeper.client.connection import Response
@@ -31,6 +30,7 @@ from tollkeeper.client.messages import (
     Transaction,
     Verification,
 )
+from tollkeeper.client.usage import UsageCaller
 from tollkeeper.kernel.ids import mint_key
 
 VERIFY_TIMEOUT_S = 600.0
@@ -43,7 +43,7 @@ PAGE_LIMIT = 1_000
 """Most transactions on one page of the history."""
 
 
-class CreditsClient(AuditCaller):
+class CreditsClient(UsageCaller):
     """The credits service at a URL: see `Caller` for its connections, clock and retries."""
 
     def mint_key(self) -> str:

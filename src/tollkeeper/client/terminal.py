@@ -57,6 +57,14 @@ class Screen:
             sys.stdout.write(visible(msgspec.json.encode(document).decode()) + "\n")
         sys.stdout.flush()
 
+    def text(self, text: str) -> None:
+        """Print text to standard output: to a file or program as it is, byte for byte."""
+        if sys.stdout.isatty():
+            text = "\n".join(visible(line.removesuffix("\r")) for line in text.split("\n"))
+        sys.stdout.flush()
+        sys.stdout.buffer.write(text.encode())
+        sys.stdout.buffer.flush()
+
     def remark(self, text: str) -> None:
         """Say something about the run, in one line on standard error."""
         if not self.as_json:

@@ -70,6 +70,7 @@ PROBLEMS: ProblemTable = {
     errors.AccountTaken: ProblemKind(
         409, URN + "account-taken", "The account belongs to another tenant"
     ),
+    errors.TenantNotFound: ProblemKind(404, URN + "tenant-not-found", "Tenant not found"),
     errors.InsufficientCredits: ProblemKind(
         402, URN + "insufficient-credits", "Insufficient credits"
     ),
@@ -113,6 +114,7 @@ PROBLEMS: ProblemTable = {
     errors.VerificationRunning: ProblemKind(
         429, URN + "verification-running", "A verification is running"
     ),
+    errors.ExportsRunning: ProblemKind(429, URN + "exports-running", "Other exports are running"),
     errors.CheckpointNotFound: ProblemKind(404, URN + "checkpoint-not-found", "No such checkpoint"),
     errors.NotCheckpointed: ProblemKind(
         409, URN + "not-checkpointed", "No checkpoint covers the transaction yet"

@@ -163,6 +163,14 @@ class Terminal(Protocol):
         """Print one JSON document to standard output."""
         ...
 
+    def say(self, text: str) -> None:
+        """Print a sentence to standard error."""
+        ...
+
+    def text(self, text: str) -> None:
+        """Print text to standard output as it is."""
+        ...
+
     def json_lines(self, documents: Sequence[object]) -> None:
         """Print JSON documents to standard output, one a line."""
         ...

@@ -4,6 +4,7 @@ CreditsError
 ├── Refusal                       the ledger said no; nothing was written, no key was kept
 │   ├── AccountNotFound
 │   ├── AccountTaken              the account belongs to another tenant
+│   ├── TenantNotFound            it has no account
 │   ├── InsufficientCredits
 │   ├── BalanceTooLarge           the balance would pass 63 bits
 │   ├── HoldNotFound
@@ -23,7 +24,8 @@ CreditsError
     ├── QueueFull
     ├── Draining
     ├── LedgerUnavailable         retries are used up
-    └── VerificationRunning       one verification at a time
+    ├── VerificationRunning       one verification at a time
+    └── ExportsRunning            so many exports at a time
 
 CreditsError, of the audit
 ├── CheckpointNotFound
@@ -39,7 +41,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tollkeeper.kernel.errors import TollkeeperError
-from tollkeeper.kernel.ids import AccountId, TransactionId
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
 
 @dataclass(eq=False, kw_only=True)
@@ -72,6 +74,17 @@ class AccountTaken(Refusal):
     def message(self) -> str:
         """Name the account, but not its tenant."""
         return f"account {self.account_id} exists and belongs to another tenant"
+
+
+@dataclass(eq=False, kw_only=True)
+class TenantNotFound(Refusal):
+    """No account is this tenant's, or the caller's key is another tenant's."""
+
+    tenant_id: TenantId
+
+    def message(self) -> str:
+        """Name the tenant, and say what makes one."""
+        return f"tenant {self.tenant_id} has no account; the first one that is opened makes it"
 
 
 @dataclass(eq=False, kw_only=True)
@@ -344,6 +357,17 @@ class VerificationRunning(Busy):
     def message(self) -> str:
         """Say what to do."""
         return "another verification is running; try again when it has ended"
+
+
+@dataclass(eq=False, kw_only=True)
+class ExportsRunning(Busy):
+    """As many exports run in this process as it allows."""
+
+    limit: int
+
+    def message(self) -> str:
+        """Say what to do."""
+        return f"{self.limit} exports are running; try again when one of them has ended"
 
 
 @dataclass(eq=False, kw_only=True)

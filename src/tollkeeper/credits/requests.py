@@ -78,6 +78,18 @@ def account_id_of(text: str) -> AccountId:
     return AccountId(text)
 
 
+def tenant_id_of(text: str) -> TenantId:
+    """Return the tenant id in a URL's path.
+
+    Raises:
+        InvalidRequest: it is not an id.
+    """
+    if _ID.match(text) is None:
+        raise invalid("tenant_id", f"must be {ID_RULE}")
+    _refuse_card("tenant_id", text)
+    return TenantId(text)
+
+
 def open_account(account_id: str, tenant_id: str, place: str = "") -> OpenAccount:
     """Return the operation that opens an account; both ids match `ID_PATTERN`.
 

@@ -91,12 +91,16 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer that is no problem document; without a `view` its body is plain text."""
+    """An answer that is no problem document; without a `view` its body is plain text.
+
+    `files` are the media types of files that it can be instead.
+    """
 
     description: str
     view: type[msgspec.Struct] | None = None
     headers: Mapping[str, dict[str, object]] = field(default_factory=dict)
     next_steps: tuple[NextStep, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,9 +218,7 @@ def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, dict[str, ob
         responses[str(status)] = {
             "description": answer.description,
             **({"headers": answer.headers} if answer.headers else {}),
-            "content": {JSON: {"schema": _schema_of(answer.view)}}
-            if answer.view
-            else {"text/plain": {"schema": {"type": "string"}}},
+            "content": _content(answer),
         }
         if answer.next_steps:
             links = {step.operation: step.to_schema() for step in answer.next_steps}
@@ -234,6 +236,14 @@ def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, dict[str, ob
             },
         )
     return responses
+
+
+def _content(answer: Answer) -> dict[str, dict[str, object]]:
+    files = answer.files if answer.view else ("text/plain",)
+    content: dict[str, dict[str, object]] = {}
+    if answer.view:
+        content[JSON] = {"schema": _schema_of(answer.view)}
+    return content | {kind: {"schema": {"type": "string"}} for kind in files}
 
 
 def _schema_of(struct: type[msgspec.Struct]) -> dict[str, object]:

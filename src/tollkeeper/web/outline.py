@@ -88,9 +88,8 @@ class Answer(msgspec.Struct):
 
     @property
     def shape(self) -> str:
-        """The name of the component that is its body, empty for plain text."""
-        (media,) = self.content.values()
-        return media.schema.shape
+        """The name of the component that is its body, empty for plain text; files come behind."""
+        return next(iter(self.content.values())).schema.shape
 
 
 class Operation(msgspec.Struct, rename="camel"):
