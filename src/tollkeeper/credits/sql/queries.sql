@@ -7,14 +7,16 @@
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
-    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bytea AS key_hash
+    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bigint AS alert_at,
+    NULL::bigint AS alert_revision, NULL::bytea AS key_hash
 UNION ALL
 SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash,
-    a.next_expiry, a.frozen_at, NULL
+    a.next_expiry, a.frozen_at, a.alert_at, a.alert_revision, NULL
 FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
-SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, i.key_hash
+SELECT
+    i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, NULL, NULL, i.key_hash
 FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
@@ -114,19 +116,21 @@ ORDER BY a.shard, a.account_id
 FOR UPDATE OF a;
 
 -- commit --
--- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
--- and idempotency keys together or, for an account that moved or was frozen meanwhile, not at all. Returns
--- who landed.
+-- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions,
+-- idempotency keys and alerts together or, for an account that moved or was frozen or whose thresholds were changed
+-- meanwhile, not at all. Returns who landed.
 -- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
--- $6 refunds in their final state.
+-- $6 refunds in their final state; $7 thresholds that fired or were armed again; $8 alerts that fired; $9 alerts
+-- that end.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
 WITH moved AS (
     UPDATE accounts AS a
     SET
         balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
         next_expiry = s.next_expiry
-    FROM unnest($1::settled_account[]) AS s
+    FROM unnest($1::swapped_account[]) AS s
     WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected AND a.frozen_at IS NULL
+        AND a.alert_revision IS NOT DISTINCT FROM s.alert_revision
     RETURNING a.account_id
 ),
 opened AS (
@@ -185,6 +189,32 @@ refunded AS (
     FROM unnest($6::written_refund[]) AS n
     WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
     ON CONFLICT (shard, transaction_id) DO UPDATE SET refunded = excluded.refunded
+),
+switched AS (
+    UPDATE account_alerts AS w
+    SET armed = n.armed, last_alert = n.last_alert
+    FROM unnest($7::alert_threshold[]) AS n
+    WHERE w.shard = n.shard AND w.account_id = n.account_id AND w.threshold = n.threshold
+        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+),
+fired AS (
+    INSERT INTO alerts (
+        shard, alert_id, account_id, tenant_id, threshold, hysteresis, available, transaction_id, sequence,
+        fired_at, rearmed_at, rearmed_sequence
+    )
+    SELECT
+        n.shard, n.alert_id, n.account_id, n.tenant_id, n.threshold, n.hysteresis, n.available, n.transaction_id,
+        n.sequence, $4, CASE WHEN n.rearmed_sequence IS NOT NULL THEN $4 END, n.rearmed_sequence
+    FROM unnest($8::fired_alert[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT DO NOTHING
+),
+ended AS (
+    UPDATE alerts AS a
+    SET rearmed_at = $4, rearmed_sequence = n.sequence
+    FROM unnest($9::ended_alert[]) AS n
+    WHERE a.shard = n.shard AND a.alert_id = n.alert_id AND a.rearmed_at IS NULL
+        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
 )
 SELECT account_id FROM landed;
 
