@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from tollkeeper.client.alerts import AlertsCaller
 from tollkeeper.client.audit import AuditCaller
 from tollkeeper.client.caller import JSON as _JSON
 from tollkeeper.client.caller import check_header
@@ -43,7 +44,7 @@ PAGE_LIMIT = 1_000
 """Most transactions on one page of the history."""
 
 
-class CreditsClient(AuditCaller):
+class CreditsClient(AlertsCaller, AuditCaller):
     """The credits service at a URL: see `Caller` for its connections, clock and retries."""
 
     def mint_key(self) -> str:

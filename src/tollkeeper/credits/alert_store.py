@@ -21,7 +21,7 @@ from tollkeeper.credits.alerts import Setting
 from tollkeeper.credits.model import Account
 from tollkeeper.database.driver import Connection, Row
 from tollkeeper.database.queries import load_queries
-from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
+from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId, shard_of
 
 Rows = list[tuple[object, ...]]
 
@@ -54,6 +54,13 @@ class AlertStore:
             return None
         now: datetime = row["now"]
         return watched_account_of(row), now
+
+    async def account(
+        self, connection: Connection, account_id: AccountId, shard: int
+    ) -> Account | None:
+        """Return an account as it stands, None when there is none."""
+        row = await connection.fetchrow(self._sql["watched_account"], shard, account_id)
+        return None if row is None else watched_account_of(row)
 
     async def shown(
         self, connection: Connection, account_id: AccountId, shard: int
@@ -104,7 +111,7 @@ class AlertStore:
     async def alerts_of_account(
         self,
         connection: Connection,
-        place: tuple[int, AccountId],
+        account_id: AccountId,
         tenant_id: TenantId | None,
         state: AlertState | None,
         *,
@@ -113,8 +120,9 @@ class AlertStore:
     ) -> tuple[Alert, ...]:
         """Return up to `limit` alerts of an account with an id above `after`."""
         rows = await connection.fetch(
-            self._sql["alerts_of_account"], *place, tenant_id, after, state, limit
-        )
+            self._sql["alerts_of_account"], shard_of(account_id), account_id, tenant_id, after,
+            state, limit,
+        )  # fmt: skip
         return tuple(map(_alert, rows))
 
     async def alert(

@@ -14,6 +14,14 @@ FROM accounts
 WHERE shard = $1 AND account_id = $2
 FOR UPDATE;
 
+-- watched_account --
+-- One account as it stands, with what alerts need of it.
+SELECT
+    account_id, tenant_id, shard, balance, reserved, version, head_hash, created_at, next_expiry, frozen_at, alert_at,
+    alert_revision
+FROM accounts
+WHERE shard = $1 AND account_id = $2;
+
 -- shown_thresholds --
 -- The thresholds of an account, each with when it last fired.
 SELECT w.account_id, w.threshold, w.hysteresis, w.armed, w.last_alert, a.fired_at
@@ -59,12 +67,13 @@ WHERE a.shard = n.shard AND a.alert_id = n.alert_id AND a.rearmed_at IS NULL;
 
 -- alerts_of_account --
 -- A page of an account's alerts behind an id, oldest first. $1 shard; $2 account; $3 tenant or null; $4 id; $5 state
--- or null; $6 limit.
+-- or null; $6 limit. Compared as a row, so that no other index than the account's begins behind the id.
 SELECT
     alert_id, account_id, tenant_id, threshold, hysteresis, available, sequence, transaction_id, fired_at, rearmed_at,
     rearmed_sequence, acknowledged_at, acknowledged_by, note
 FROM alerts
-WHERE shard = $1 AND account_id = $2 AND ($3::text IS NULL OR tenant_id = $3) AND alert_id > $4
+WHERE shard = $1 AND account_id = $2 AND ($3::text IS NULL OR tenant_id = $3)
+    AND (shard, account_id, alert_id) > ($1, $2, $4)
     AND ($5::text IS NULL OR $5 = CASE
         WHEN rearmed_at IS NOT NULL THEN 'rearmed' WHEN acknowledged_at IS NOT NULL THEN 'acknowledged' ELSE 'open'
     END)
@@ -73,11 +82,12 @@ LIMIT $6;
 
 -- alerts_of_tenant --
 -- A page of a tenant's alerts behind an id, oldest first. $1 tenant; $2 id; $3 state or null; $4 limit.
+-- Compared as above.
 SELECT
     alert_id, account_id, tenant_id, threshold, hysteresis, available, sequence, transaction_id, fired_at, rearmed_at,
     rearmed_sequence, acknowledged_at, acknowledged_by, note
 FROM alerts
-WHERE tenant_id = $1 AND alert_id > $2
+WHERE tenant_id = $1 AND (tenant_id, alert_id) > ($1, $2)
     AND ($3::text IS NULL OR $3 = CASE
         WHEN rearmed_at IS NOT NULL THEN 'rearmed' WHEN acknowledged_at IS NOT NULL THEN 'acknowledged' ELSE 'open'
     END)
