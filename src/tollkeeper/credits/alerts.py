@@ -3,8 +3,8 @@
 An armed threshold fires when less than it is available after a transaction, and is armed again when
 its hysteresis more is available. That follows from what is available alone, not from the way there:
 whatever was missed (a commit of a version that knows no alerts) is made up for before the next
-transaction that comes near. So a threshold fires once for each time that its account comes down from at least
-`threshold + hysteresis`, and no oftener.
+transaction that comes near. So a threshold fires once for each time that its account comes down
+from at least `threshold + hysteresis`, and no oftener.
 """
 
 import hashlib

@@ -72,10 +72,10 @@ async def test_thresholds_are_read_only_by_a_batch_that_comes_near_one(
     await set_alerts(ledger, "ann", at(50, 10))
     said = []
     for amount in (40, 1, 20, 1):  # to exactly what re-arms, below it, below, below
-        await ledger.balance("ann")  # by now what came before was heard
         statements.clear()
         await ledger.execute(consume("ann", amount), consume("bob", 1))
-        said.append(list(statements))
+        # The end of what was said before is heard late.
+        said.append([each for each in statements if each != "COMMIT;"])
 
     near = ["load", "thresholds", "commit"]
     assert [["load", "commit"], near, near, near] == said
