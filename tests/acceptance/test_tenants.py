@@ -376,12 +376,13 @@ def object_of(world: World, name: str) -> str:
 
 
 def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:
-    """Return the members of a body that are lists of objects."""
+    """Return the members of a body that are lists of operations."""
     members = body.items() if isinstance(body, dict) else ()
     return [
         (name, value)
         for name, value in members
-        if isinstance(value, list) and all(isinstance(item, dict) for item in value)
+        if isinstance(value, list)
+        and all(isinstance(item, dict) and "op" in item for item in value)
     ]
 
 

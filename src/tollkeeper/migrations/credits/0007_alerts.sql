@@ -114,3 +114,9 @@ CREATE TYPE ended_alert AS (shard smallint, alert_id uuid, account_id text, sequ
 GRANT SELECT, INSERT, UPDATE, DELETE ON account_alerts TO tollkeeper_credits;
 GRANT SELECT, INSERT ON alerts TO tollkeeper_credits;
 GRANT UPDATE (rearmed_at, rearmed_sequence, acknowledged_at, acknowledged_by, note) ON alerts TO tollkeeper_credits;
+
+-- verify
+-- There is no way back: it would take away what people have set and what fired.
+SELECT count(*) = 2 FROM information_schema.columns WHERE table_name = 'accounts' AND column_name IN ('alert_at', 'alert_revision');
+SELECT has_column_privilege('tollkeeper_credits', 'alerts', 'note', 'UPDATE') AND NOT has_table_privilege('tollkeeper_credits', 'alerts', 'DELETE');
+SELECT count(*) = 2 FROM pg_trigger WHERE tgrelid = 'alerts'::regclass AND NOT tgisinternal;
