@@ -21,6 +21,7 @@ from tollkeeper.credits.alert_store import (
 )
 from tollkeeper.credits.model import (
     KEY_RETENTION,
+    NO_ALERTS,
     Account,
     Capture,
     Expiries,
@@ -259,8 +260,9 @@ class LedgerStore:
 
     async def commit(self, connection: Connection, plan: Plan) -> frozenset[AccountId]:
         """Write `plan` and return the accounts that landed; the others had moved meanwhile."""
+        alerts = rows_of(plan.alerts) if plan.alerts is not NO_ALERTS else ()
         rows = await connection.fetch(
-            self._sql["commit"],
+            self._sql["commit_with_alerts"] if alerts else self._sql["commit"],
             [
                 (
                     a.shard, a.account_id, expected, a.balance, a.reserved, a.version, a.head_hash,
@@ -282,7 +284,7 @@ class LedgerStore:
                 (r.shard, r.transaction_id, r.account_id, r.taken, r.refunded)
                 for r in plan.refunds
             ],
-            *rows_of(plan.alerts),
+            *alerts,
         )  # fmt: skip
         return frozenset(AccountId(row["account_id"]) for row in rows)
 

@@ -71,14 +71,22 @@ async def test_thresholds_are_read_only_by_a_batch_that_comes_near_one(
     ledger, statements = heard
     await set_alerts(ledger, "ann", at(50, 10))
     said = []
-    for amount in (40, 1, 20, 1):  # to exactly what re-arms, below it, below, below
+    for amount in (40, 1, 20, 1):  # to exactly what re-arms, below that, below the threshold, on
         statements.clear()
         await ledger.execute(consume("ann", amount), consume("bob", 1))
         # The end of what was said before is heard late.
         said.append([each for each in statements if each != "COMMIT;"])
 
     near = ["load", "thresholds", "commit"]
-    assert [["load", "commit"], near, near, near] == said
+    crossing = ["load", "thresholds", "commit_with_alerts"]
+    assert [["load", "commit"], near, crossing, near] == said
+
+
+def test_a_commit_with_alerts_is_a_commit() -> None:
+    end = "\nSELECT account_id FROM landed;"
+
+    assert SQL["commit"].endswith(end)
+    assert SQL["commit_with_alerts"].startswith(SQL["commit"].removesuffix(end) + ",\n")
 
 
 async def test_a_batch_that_writes_nothing_is_one_statement(
@@ -197,7 +205,7 @@ async def plan_of(connection: Connection, name: str, *arguments: str) -> list[di
     return list(nodes(json.loads(text)[0]["Plan"]))
 
 
-EMPTY_COMMIT = ["'{}'"] * 3 + ["now()"] + ["'{}'"] * 5
+EMPTY_COMMIT = ["'{}'"] * 3 + ["now()"] + ["'{}'"] * 2
 SOME_ID = "'01978a3c-5f00-7abc-8def-0123456789ab'"
 EMPTY_LOAD = ["'{}'"] * 2 + [f"'{KEY_RETENTION.total_seconds():.0f} s'"]
 STRETCH = ["1", "'ann'", "0", "1", "'ann'"]
@@ -205,6 +213,7 @@ STATEMENTS = {
     "load": EMPTY_LOAD,
     "lock_accounts": ["'{}'", "'{}'"],
     "commit": EMPTY_COMMIT,
+    "commit_with_alerts": [*EMPTY_COMMIT, *["'{}'"] * 3],
     "transactions_by_key": ["'{}'"] * 4,
     "account": ["1", "'ann'"],
     "history": ["1", "'ann'", "0", "100"],

@@ -1,3 +1,102 @@
+-- commit_with_alerts --
+-- `commit`, to the letter, and with it what the batch does to alerts. A statement of its own because few batches do
+-- anything to them, and these parts cost a batch of 28 operations a fifteenth of its commit even when they do nothing.
+-- $7 thresholds that fired or were armed again; $8 alerts that fired; $9 alerts that end.
+WITH moved AS (
+    UPDATE accounts AS a
+    SET
+        balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
+        next_expiry = s.next_expiry
+    FROM unnest($1::swapped_account[]) AS s
+    WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected AND a.frozen_at IS NULL
+        AND a.alert_revision IS NOT DISTINCT FROM s.alert_revision
+    RETURNING a.account_id
+),
+opened AS (
+    INSERT INTO accounts (
+        shard, account_id, tenant_id, balance, reserved, version, head_hash, next_expiry, created_at
+    )
+    SELECT
+        o.shard, o.account_id, o.tenant_id, o.balance, o.reserved, o.version, o.head_hash, o.next_expiry, $4
+    FROM unnest($2::started_account[]) AS o
+    ON CONFLICT DO NOTHING
+    RETURNING account_id
+),
+landed AS (
+    SELECT account_id FROM moved
+    UNION ALL
+    SELECT account_id FROM opened
+),
+accepted AS MATERIALIZED (
+    SELECT t.*
+    FROM unnest($3::written_transaction[]) AS t
+    WHERE (t.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+),
+written AS (
+    INSERT INTO credit_transactions (
+        shard, account_id, transaction_id, kind, amount, balance, reserved, sequence, fingerprint, hash,
+        description, metadata, created_at, reference_id, freed, expires_at, allowance, payment
+    )
+    SELECT
+        shard, account_id, transaction_id, kind, amount, balance, reserved, sequence, fingerprint, hash,
+        description, metadata::json, $4, reference_id, freed, expires_at, allowance, payment::json
+    FROM accepted
+),
+kept AS (
+    INSERT INTO idempotency_keys (shard, account_id, key_tag, key_hash, sequence, created_at)
+    SELECT shard, account_id, key_tag, key_hash, sequence, $4
+    FROM accepted
+    WHERE key_hash IS NOT NULL
+),
+held AS (
+    INSERT INTO holds AS h (
+        shard, hold_id, account_id, amount, captured, released, allowance, overrun, state, expires_at, created_at
+    )
+    SELECT
+        n.shard, n.hold_id, n.account_id, n.amount, n.captured, n.released, n.allowance, n.overrun, n.state,
+        n.expires_at, n.created_at
+    FROM unnest($5::written_hold[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT (shard, hold_id) DO UPDATE
+    SET
+        amount = excluded.amount, captured = excluded.captured, released = excluded.released,
+        overrun = excluded.overrun, state = excluded.state, expires_at = excluded.expires_at
+),
+refunded AS (
+    INSERT INTO refunds (shard, transaction_id, account_id, taken, refunded)
+    SELECT n.shard, n.transaction_id, n.account_id, n.taken, n.refunded
+    FROM unnest($6::written_refund[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT (shard, transaction_id) DO UPDATE SET refunded = excluded.refunded
+),
+switched AS (
+    UPDATE account_alerts AS w
+    SET armed = n.armed, last_alert = n.last_alert
+    FROM unnest($7::alert_threshold[]) AS n
+    WHERE w.shard = n.shard AND w.account_id = n.account_id AND w.threshold = n.threshold
+        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+),
+fired AS (
+    INSERT INTO alerts (
+        shard, alert_id, account_id, tenant_id, threshold, hysteresis, available, transaction_id, sequence,
+        fired_at, rearmed_at, rearmed_sequence
+    )
+    SELECT
+        n.shard, n.alert_id, n.account_id, n.tenant_id, n.threshold, n.hysteresis, n.available, n.transaction_id,
+        n.sequence, $4, CASE WHEN n.rearmed_sequence IS NOT NULL THEN $4 END, n.rearmed_sequence
+    FROM unnest($8::fired_alert[]) AS n
+    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+    ON CONFLICT DO NOTHING
+),
+ended AS (
+    UPDATE alerts AS a
+    SET rearmed_at = $4, rearmed_sequence = n.sequence
+    FROM unnest($9::ended_alert[]) AS n
+    WHERE a.shard = n.shard AND a.alert_id = n.alert_id AND a.rearmed_at IS NULL
+        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
+)
+SELECT account_id FROM landed;
+
 -- thresholds --
 -- The thresholds of accounts.
 SELECT w.account_id, w.threshold, w.hysteresis, w.armed, w.last_alert

@@ -116,12 +116,11 @@ ORDER BY a.shard, a.account_id
 FOR UPDATE OF a;
 
 -- commit --
--- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions,
--- idempotency keys and alerts together or, for an account that moved or was frozen or whose thresholds were changed
+-- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
+-- and idempotency keys together or, for an account that moved or was frozen or whose thresholds were changed
 -- meanwhile, not at all. Returns who landed.
 -- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
--- $6 refunds in their final state; $7 thresholds that fired or were armed again; $8 alerts that fired; $9 alerts
--- that end.
+-- $6 refunds in their final state.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
 WITH moved AS (
     UPDATE accounts AS a
@@ -189,32 +188,6 @@ refunded AS (
     FROM unnest($6::written_refund[]) AS n
     WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
     ON CONFLICT (shard, transaction_id) DO UPDATE SET refunded = excluded.refunded
-),
-switched AS (
-    UPDATE account_alerts AS w
-    SET armed = n.armed, last_alert = n.last_alert
-    FROM unnest($7::alert_threshold[]) AS n
-    WHERE w.shard = n.shard AND w.account_id = n.account_id AND w.threshold = n.threshold
-        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
-),
-fired AS (
-    INSERT INTO alerts (
-        shard, alert_id, account_id, tenant_id, threshold, hysteresis, available, transaction_id, sequence,
-        fired_at, rearmed_at, rearmed_sequence
-    )
-    SELECT
-        n.shard, n.alert_id, n.account_id, n.tenant_id, n.threshold, n.hysteresis, n.available, n.transaction_id,
-        n.sequence, $4, CASE WHEN n.rearmed_sequence IS NOT NULL THEN $4 END, n.rearmed_sequence
-    FROM unnest($8::fired_alert[]) AS n
-    WHERE (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
-    ON CONFLICT DO NOTHING
-),
-ended AS (
-    UPDATE alerts AS a
-    SET rearmed_at = $4, rearmed_sequence = n.sequence
-    FROM unnest($9::ended_alert[]) AS n
-    WHERE a.shard = n.shard AND a.alert_id = n.alert_id AND a.rearmed_at IS NULL
-        AND (n.account_id IN (SELECT landed.account_id FROM landed)) IS TRUE
 )
 SELECT account_id FROM landed;
 
