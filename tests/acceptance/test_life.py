@@ -167,7 +167,7 @@ def test_start_up_order_does_not_matter(databases: Databases, tmp_path: Path) ->
     assert 0 < len(failures) < 10
     recovered = {e["job"] for e in worker.events() if e["event"] == "worker.round_recovered"}
     # Reconciliation tells of its passes; its rounds fail only when both of them were tried.
-    assert {"holds", "partitions"} == recovered - {"reconciliation"}
+    assert {"alerts", "holds", "partitions"} == recovered - {"reconciliation"}
 
 
 async def migrated(dsn: str, database: str) -> None:
@@ -185,12 +185,12 @@ def open_account(url: str, key: str) -> int:
 
 
 def has_worked(worker: Running) -> bool:
-    """Whether both jobs of a worker without a key for checkpoints have done a round."""
+    """Whether all jobs of a worker without a key for checkpoints have done a round."""
     _, body = worker.ask("/metrics")
     text = str(body.get("text", ""))
     return all(
         f'worker_rounds_total{{job="{job}",result="ok"}} 0.0' not in text and job in text
-        for job in ("holds", "partitions", "reconciliation")
+        for job in ("alerts", "holds", "partitions", "reconciliation")
     )
 
 
