@@ -294,8 +294,7 @@ class EarlierStore(LedgerStore):
     """Commits as the release before did, which knows no alerts."""
 
     async def commit(self, connection: Connection, plan: Plan) -> frozenset[AccountId]:
-        unaware = msgspec.structs.replace(plan, alerts=Plan(plan.now, [], [], [], [], []).alerts)
-        rows = await connection.fetch(EARLIER_COMMIT, *_arguments_of(unaware))
+        rows = await connection.fetch(EARLIER_COMMIT, *_arguments_of(plan))
         return frozenset(AccountId(row["account_id"]) for row in rows)
 
 
@@ -377,11 +376,10 @@ async def test_a_frozen_account_fires_when_its_freeze_is_lifted_on_what_its_chai
         results = await ledger.execute(lift, *[topup("ann", 1)] * more)
         (version,) = [each.transaction.sequence for each in results[:1] if isinstance(each, Posted)]
         fired = await fired_of(ledger, "ann")
-        if forged:
-            assert [] == before
-            assert [(50, version, 40, "open")] == fired
-        else:
-            assert before == fired
+
+        # The second time it has fired already, and stands.
+        assert fired == ([(50, version, 40, "open")] if forged else before)
+        assert bool(before) is not bool(forged)
     await ledger.assert_sound()
 
 
