@@ -9,6 +9,8 @@ from uuid import UUID
 from prometheus_client import CollectorRegistry
 
 from tollkeeper.credits import errors, requests
+from tollkeeper.credits.alert_service import AlertService
+from tollkeeper.credits.alert_store import AlertStore
 from tollkeeper.credits.engine import Engine, EngineLimits, Result
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.model import (
@@ -80,6 +82,7 @@ class Ledger:
 
     engine: Engine
     service: CreditsService
+    alerts: AlertService
     pool: Pool
     store: LedgerStore
     registry: CollectorRegistry
@@ -135,18 +138,23 @@ async def running_ledger(
     pool = Pool(
         connect, size=lanes + 1, clock=clock, limits=PoolLimits(acquire_timeout_s=acquire_timeout_s)
     )
+    metrics = CreditsMetrics(registry)
     engine = Engine(
         pool,
         store,
         clock=clock,
         jitter=random.Random(0).random,
-        metrics=CreditsMetrics(registry),
+        metrics=metrics,
         limits=EngineLimits(lanes=lanes, queue=queue, batch=batch, backoff=backoff or Backoff()),
     )
     engine.start()
     try:
         service = CreditsService(engine, pool, store)
-        yield Ledger(engine=engine, service=service, pool=pool, store=store, registry=registry)
+        alerts = AlertService(AlertStore(), writes=pool, reads=pool, metrics=metrics)
+        yield Ledger(
+            engine=engine, service=service, alerts=alerts, pool=pool, store=store,
+            registry=registry,
+        )  # fmt: skip
         await engine.drain()
     finally:
         await engine.close()

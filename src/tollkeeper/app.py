@@ -32,6 +32,7 @@ from tollkeeper import __version__
 from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
 from tollkeeper.access.api import KeysApi
 from tollkeeper.config import Settings
+from tollkeeper.credits.alert_api import AlertsApi
 from tollkeeper.credits.api import PROBLEMS as CREDITS_PROBLEMS
 from tollkeeper.credits.api import CreditsApi
 from tollkeeper.credits.audit_api import AuditApi
@@ -87,6 +88,7 @@ TAGS = {
     "accounts": "What holds credits. An account belongs to one tenant.",
     "transactions": "What moves credits. Each is one immutable row of the ledger.",
     "holds": "Credits promised before the work, and taken when its price is known.",
+    "alerts": "Being told that an account's credits run low, before they are spent.",
     "usage": "What was consumed and purchased, when and for what.",
     "audit": "Whether the ledger is what it must be.",
     "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
@@ -210,11 +212,13 @@ def build_credits_app(runtime: CreditsRuntime, readiness: Readiness) -> ASGIApp:
     audit = AuditApi(runtime.auditor, problems=PROBLEMS)
     usage = UsageApi(runtime.usage, clock=runtime.clock, problems=PROBLEMS)
     freezes = FreezesApi(runtime.credits, entropy=runtime.entropy, problems=PROBLEMS)
+    alerts = AlertsApi(runtime.alerts, problems=PROBLEMS)
     databases = DatabaseApi(
         runtime.databases, pid=os.getpid(), clock=runtime.clock, problems=PROBLEMS
     )
     routes = [
-        *api.routes(), *holds.routes(), *usage.routes(), *audit.routes(), *freezes.routes(),
+        *api.routes(), *holds.routes(), *alerts.routes(), *usage.routes(), *audit.routes(),
+        *freezes.routes(),
         *keys.routes(), *databases.routes(),
     ]  # fmt: skip
     handlers = [*routes, health, ready, metrics]

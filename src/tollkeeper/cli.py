@@ -14,6 +14,7 @@ import typer
 
 from tollkeeper.access.cli import app as keys_app
 from tollkeeper.access.errors import AdminKeyExists
+from tollkeeper.credits.alert_cli import alerts_app
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.usage_cli import app as credits_app
 from tollkeeper.database.cli import app as db_app
@@ -50,6 +51,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help=True)
+credits_app.add_typer(alerts_app)
 app.add_typer(credits_app)
 app.add_typer(checkpoints_app)
 app.add_typer(keys_app)

@@ -38,7 +38,7 @@ from tollkeeper.migrate.service import up as apply
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.wiring import (
-    KEYS_AND_HEALTH,
+    BESIDE_LEDGER,
     SPARE_CONNECTIONS,
     check_databases,
     ensure_development_key,
@@ -187,7 +187,7 @@ def _check(settings: Settings, *, processes: int) -> None:
             f"{variable_of(f'{missing}_dsn')} is not: set both, or neither for the embedded "
             "PostgreSQL."
         )
-    each = settings.lanes + settings.pool_size + KEYS_AND_HEALTH
+    each = settings.lanes + settings.pool_size + BESIDE_LEDGER
     needed = processes * each + SPARE_CONNECTIONS
     if not configured and needed > MAX_CONNECTIONS:
         raise ConfigurationError(

@@ -16,6 +16,9 @@ from tollkeeper.access.issuer import IssuedKey, KeyIssuer
 from tollkeeper.access.metrics import AccessCollector
 from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings, variable_of
+from tollkeeper.credits.alert_metrics import OpenAlerts
+from tollkeeper.credits.alert_service import AlertService
+from tollkeeper.credits.alert_store import AlertStore
 from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
 from tollkeeper.credits.checkpoint_store import CheckpointStore
@@ -77,8 +80,9 @@ ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
 """Keys are checked while requests wait."""
 
 
-KEYS_AND_HEALTH = 4
-"""Connections of a service beside the ledger's: checking keys, making them, two health checks."""
+BESIDE_LEDGER = 5
+"""Connections of a service beside lanes and reads: setting alerts, checking keys, making them, two
+health checks."""
 
 SPARE_CONNECTIONS = 10
 """Of a server, left for the worker, migrations, psql and whoever looks after it."""
@@ -101,6 +105,7 @@ class CreditsRuntime:
     registry: CollectorRegistry
     engine: Engine
     credits: CreditsService
+    alerts: AlertService
     auditor: Auditor
     usage: UsageReader
     access: AccessService
@@ -129,6 +134,12 @@ def maintenance_pool(settings: Settings, database: Database) -> Pool:
         command_timeout_s=MAINTENANCE_TIMEOUTS.command_s,
         limits=_limits(settings, report_held_s=MAINTENANCE_TIMEOUTS.statement_s),
     )
+
+
+def open_alerts(settings: Settings, registry: CollectorRegistry, database: Database) -> OpenAlerts:
+    """Make what counts the open alerts, for a periodic job."""
+    pool = _ledger_pool(database, "alerts", settings, access=Access.WRITE, size=1, minimum=0)
+    return OpenAlerts(pool, AlertStore(), registry)
 
 
 @asynccontextmanager
@@ -256,18 +267,22 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
             ledger, "reads", settings,
             access=Access.READ, size=settings.pool_size, minimum=settings.pool_min,
         )  # fmt: skip
+        # What waits for an account's row here must not keep a lane waiting either.
+        settings_pool = _ledger_pool(
+            ledger, "alerts", settings, access=Access.WRITE, size=1, minimum=0
+        )
         # Two pools here too: however much keys are administered, a revocation is seen in time.
         checking = _keys_pool(keys, "access", settings, access=Access.READ)
         issuing = _keys_pool(keys, "keys", settings, access=Access.WRITE)
         if settings.pool_max > settings.pool_size:
             ledger.tune(_plan(settings))
-        store = LedgerStore()
+        store, metrics = LedgerStore(), CreditsMetrics(registry)
         engine = Engine(
             lanes,
             store,
             clock=clock,
             jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
-            metrics=CreditsMetrics(registry),
+            metrics=metrics,
             limits=EngineLimits(
                 lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
             ),
@@ -286,6 +301,9 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
                 registry=registry,
                 engine=engine,
                 credits=CreditsService(engine, reads, store),
+                alerts=AlertService(
+                    AlertStore(), writes=settings_pool, reads=reads, metrics=metrics
+                ),
                 auditor=Auditor(reads, CheckpointStore(), store),
                 usage=UsageReader(reads, UsageStore(), store),
                 access=access,
@@ -322,7 +340,7 @@ def _plan(settings: Settings) -> TuningPlan:
         least=max(1, settings.pool_min),
         most=settings.pool_max,
         replicas=settings.replicas,
-        others=settings.lanes + KEYS_AND_HEALTH,
+        others=settings.lanes + BESIDE_LEDGER,
         spare=SPARE_CONNECTIONS,
     )
 

@@ -32,6 +32,7 @@ from tollkeeper.wiring import (
     ledger_reconciler,
     ledger_service,
     maintenance_pool,
+    open_alerts,
     owned_ledger,
     usage_roller,
 )
@@ -47,6 +48,9 @@ RETRY_BACKOFF = Backoff(first_ms=1_000.0, ceiling_ms=3_600_000.0, retries=0)
 
 SWEEP_PERIOD_S = 5.0
 """How long an expired hold stays unbooked. Its credits are free before: decisions look for it."""
+
+ALERTS_PERIOD_S = 15.0
+"""How old the count of open alerts in the metrics gets."""
 
 RECONCILE_RETRY_S = 10.0
 """Until the next piece of reconciliation after one that failed."""
@@ -109,7 +113,13 @@ async def _run(settings: Settings, *, once: bool) -> None:
             return
         partitions = _Job("partitions", lambda: maintain_partitions(pool, store), PERIOD_S, RETRY_S)
         holds = _Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S)
-        jobs = [partitions, holds, _Job("usage", roller.piece, USAGE_PERIOD_S, RETRY_S)]
+        counting = open_alerts(settings, registry, database)
+        jobs = [
+            partitions,
+            holds,
+            _Job("alerts", counting.count, ALERTS_PERIOD_S, RETRY_S),
+            _Job("usage", roller.piece, USAGE_PERIOD_S, RETRY_S),
+        ]
         if maker is None:
             _log.info("worker.checkpoints_off", reason="TOLLKEEPER_CHECKPOINT_KEY is not set")
         else:

@@ -167,7 +167,7 @@ def test_start_up_order_does_not_matter(databases: Databases, tmp_path: Path) ->
     assert 0 < len(failures) < 10
     recovered = {e["job"] for e in worker.events() if e["event"] == "worker.round_recovered"}
     # Reconciliation tells of its passes; its rounds fail only when both of them were tried.
-    assert {"holds", "partitions", "usage"} == recovered - {"reconciliation"}
+    assert {"alerts", "holds", "partitions", "usage"} == recovered - {"reconciliation"}
 
 
 async def migrated(dsn: str, database: str) -> None:
@@ -190,7 +190,7 @@ def has_worked(worker: Running) -> bool:
     text = str(body.get("text", ""))
     return all(
         f'worker_rounds_total{{job="{job}",result="ok"}} 0.0' not in text and job in text
-        for job in ("holds", "partitions", "usage", "reconciliation")
+        for job in ("alerts", "holds", "partitions", "usage", "reconciliation")
     )
 
 

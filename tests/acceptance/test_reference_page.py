@@ -41,7 +41,8 @@ def test_operations_have_short_names_of_their_own(
     assert [
         "open_account", "read_account", "top_up", "consume", "read_history", "batch", "verify",
         "list_holds", "hold", "read_hold", "capture", "extend", "release", "read_transaction",
-        "refund", "read_usage", "read_tenant_usage", "read_checkpoints", "read_leaves", "prove",
+        "refund", "read_alerts", "set_alerts", "list_alerts", "read_alert", "acknowledge_alert",
+        "read_usage", "read_tenant_usage", "read_checkpoints", "read_leaves", "prove",
         "read_links", "unfreeze", "list_frozen",
         "list_keys", "create_key", "rotate_key", "revoke_key", "list_key_events",
         "database_status", "slow_queries",
@@ -110,6 +111,11 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
         "POST /v1/holds/ID/capture": 201,
         "POST /v1/holds/ID/extend": 201,
         "POST /v1/holds/ID/release": 201,
+        "PUT /v1/accounts/acme-prod/alerts": 200,
+        "GET /v1/accounts/acme-prod/alerts": 200,
+        "GET /v1/alerts": 200,
+        f"GET /v1/alerts/{EXAMPLE_ID}": 404,
+        f"POST /v1/alerts/{EXAMPLE_ID}/acknowledgement": 404,
         "GET /v1/accounts/acme-prod/usage": 200,
         "GET /v1/tenants/acme/usage": 200,
         "POST /v1/accounts/acme-prod/unfreeze": 409,  # nothing is wrong with it
@@ -137,13 +143,14 @@ def test_documented_verification_is_the_one_that_is_answered() -> None:
 
 
 def request_of(command: str) -> httpx.Request:
-    """Return what curl would send; `-H` and `-d` are all that the examples use."""
+    """Return what curl would send; `-H`, `-d` and `-X` are all that the examples use."""
     words = shlex.split(command.replace("\\\n", " "))
     pairs = list(zip(words[2::2], words[3::2], strict=True))
     headers = dict(value.split(": ", 1) for option, value in pairs if option == "-H")
     bodies = [value for option, value in pairs if option == "-d"]
+    methods = [value for option, value in pairs if option == "-X"]
     return httpx.Request(
-        "POST" if bodies else "GET",
+        methods[0] if methods else "POST" if bodies else "GET",
         words[1],
         headers=headers,
         content=bodies[0] if bodies else None,

@@ -33,8 +33,9 @@ CROSSED = {
     "revoke_key": 404, "list_key_events": 200, "hold": 404, "list_holds": 404, "read_hold": 404,
     "capture": 404, "extend": 404, "release": 404, "read_transaction": 404, "refund": 404,
     "read_checkpoints": 200, "read_leaves": 200, "prove": 404, "read_links": 404,
-    "read_usage": 404, "read_tenant_usage": 404, "unfreeze": 403, "list_frozen": 200,
-    "database_status": 403, "slow_queries": 403,
+    "set_alerts": 404, "read_alerts": 404, "list_alerts": 200, "read_alert": 404,
+    "acknowledge_alert": 404, "read_usage": 404, "read_tenant_usage": 404, "unfreeze": 403,
+    "list_frozen": 200, "database_status": 403, "slow_queries": 403,
 }  # fmt: skip
 """What another tenant's key is answered, by operation."""
 
@@ -111,6 +112,13 @@ class Ledger:
         found: dict[str, str] = answer.json()
         return found
 
+    def get(self, path: str) -> dict[str, list[dict[str, str]]]:
+        """Read something as the administrator."""
+        answer = self.http.get(path, headers={"Authorization": f"Bearer {self.service.api_key}"})
+        assert answer.is_success, answer.text
+        found: dict[str, list[dict[str, str]]] = answer.json()
+        return found
+
     def key(self, scopes: list[str], tenant: str | None) -> dict[str, str]:
         """Make a key."""
         body = {"name": f"mark-{next(_numbers)}", "scopes": scopes, "tenant_id": tenant}
@@ -132,6 +140,12 @@ class Ledger:
         held = self.post(
             f"/v1/accounts/{account}/holds", {"amount": 500}, **{"Idempotency-Key": "held"}
         )
+        self.http.put(
+            f"/v1/accounts/{account}/alerts",
+            json={"alerts": [{"threshold": 2_000_000 + number}]},
+            headers={"Authorization": f"Bearer {self.service.api_key}"},
+        ).raise_for_status()
+        (alert,) = self.get(f"/v1/alerts?account_id={account}")["items"]
         key, own = self.key(["credits:read"], tenant), self.key([*Scope], tenant)
         return World(
             tenant=tenant,
@@ -141,10 +155,18 @@ class Ledger:
                 "key_id": key["key_id"],
                 "transaction_id": spent["transaction_id"],
                 "hold_id": held["hold_id"],
+                "alert_id": alert["alert_id"],
             },
             shared={"number": str(self.checkpoint())},
             token=own["token"],
-            marks=(mark, str(1_000_000 + number), moved["hash"], key["name"], own["name"]),
+            marks=(
+                mark,
+                str(1_000_000 + number),
+                str(2_000_000 + number),
+                moved["hash"],
+                key["name"],
+                own["name"],
+            ),
         )
 
     def checkpoint(self) -> int:
@@ -354,12 +376,13 @@ def object_of(world: World, name: str) -> str:
 
 
 def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:
-    """Return the members of a body that are lists of objects."""
+    """Return the members of a body that are lists of operations."""
     members = body.items() if isinstance(body, dict) else ()
     return [
         (name, value)
         for name, value in members
-        if isinstance(value, list) and all(isinstance(item, dict) for item in value)
+        if isinstance(value, list)
+        and all(isinstance(item, dict) and "op" in item for item in value)
     ]
 
 

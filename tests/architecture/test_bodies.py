@@ -4,13 +4,16 @@ import msgspec
 import pytest
 
 from tollkeeper.access import messages as access_messages
+from tollkeeper.credits import alert_messages, freeze_messages
 from tollkeeper.credits import messages as credits_messages
 
 BODIES = [
     kind
-    for module in (access_messages, credits_messages)
+    for module in (access_messages, alert_messages, credits_messages, freeze_messages)
     for name, kind in sorted(vars(module).items())
-    if name.endswith(("Body", "Item")) and isinstance(kind, type)
+    if name.endswith(("Body", "Item"))
+    and isinstance(kind, type)
+    and kind.__module__ == module.__name__
 ]
 
 

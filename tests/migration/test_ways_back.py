@@ -116,14 +116,16 @@ REVERSIBLE = [
 async def test_what_ships_with_a_way_back_comes_up_the_same_again(
     databases: Databases, database: str
 ) -> None:
-    available = shipped_migrations(database)
+    highest = max(version for name, version in REVERSIBLE if name == database)
+    available = shipped_migrations(database)[:highest]
     lowest = len(available)
     while lowest and available[lowest - 1].down is not None:
         lowest -= 1
-    with databases.fresh(database) as dsn:
+    with databases.fresh() as dsn:
+        run = run_of(dsn, available, database=database)
+        await up(run)
         connection = await connector(dsn)()
         first = await dumped(connection)
-        run = run_of(dsn, available, database=database)
         taken = await down(run, to=lowest)
         between = await dumped(connection)
         await up(run)

@@ -92,7 +92,7 @@ class Caller:
 
     async def _call(
         self,
-        method: Literal["GET", "POST"],
+        method: Literal["GET", "POST", "PUT"],
         path: str,
         headers: Headers = (),
         body: bytes = b"",

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from tollkeeper.client.alerts import AlertsCaller
 from tollkeeper.client.caller import JSON as _JSON
 from tollkeeper.client.caller import check_header
 from tollkeeper.client.connection import Response
@@ -43,7 +44,7 @@ PAGE_LIMIT = 1_000
 """Most transactions on one page of the history."""
 
 
-class CreditsClient(UsageCaller):
+class CreditsClient(AlertsCaller, UsageCaller):
     """The credits service at a URL: see `Caller` for its connections, clock and retries."""
 
     def mint_key(self) -> str:

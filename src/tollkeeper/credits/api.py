@@ -105,6 +105,7 @@ PROBLEMS: ProblemTable = {
     errors.KeyExpired: ProblemKind(
         422, URN + "idempotency-key-expired", "Idempotency-Key is outside its lifetime"
     ),
+    errors.AlertNotFound: ProblemKind(404, URN + "alert-not-found", "Alert not found"),
     errors.InvalidRequest: ProblemKind(400, URN + "invalid-request", "Invalid request"),
     errors.QueueFull: ProblemKind(503, URN + "overloaded", "Too many operations wait"),
     errors.Draining: ProblemKind(503, URN + "draining", "The service is shutting down"),

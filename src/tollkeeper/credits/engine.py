@@ -58,6 +58,9 @@ QUARTERS_AHEAD = 2
 KEY_DAYS_AHEAD = 1
 """Days of idempotency keys for which partitions are made ahead: every key is looked for in them."""
 
+ALERTS_TOLD = 20
+"""Alerts of one commit that have a line in the log; all are counted, and kept."""
+
 STOPPED = "the service stopped before it was decided"
 
 Result = Outcome | LedgerUnavailable | OperationFailed
@@ -303,7 +306,18 @@ class _Lane:
             self._note_contention(lost)
             _log.debug("credits.race_lost", operations=len(again), request_ids=_request_ids(again))
             self._put_back(again, "another process kept changing the account")
+        if plan.alerts.fired:
+            self._tell_fired(plan, landed)
         self._answer(batch, plan.outcomes, lost)
+
+    def _tell_fired(self, plan: Plan, landed: frozenset[AccountId]) -> None:
+        fired = [each for each in plan.alerts.fired if each.account_id in landed]
+        self._metrics.alerts_fired(len(fired))
+        for each in fired[:ALERTS_TOLD]:
+            _log.info(
+                "credits.alert_fired", account=each.account_id, tenant=each.tenant_id,
+                threshold=each.threshold, available=each.available, sequence=each.sequence,
+            )  # fmt: skip
 
     async def _decide(
         self, connection: Connection, batch: Iterable[_Pending], operations: Sequence[Operation]
@@ -320,6 +334,9 @@ class _Lane:
     ) -> tuple[Plan, frozenset[AccountId]]:
         loaded = await self._store.load(connection, operations, locked=locked)
         plan = planner.plan(loaded, operations)
+        if plan.unread:
+            loaded = await self._store.add_thresholds(connection, loaded, plan.unread)
+            plan = planner.plan(loaded, operations)
         if plan.lifted:
             await self._store.lift(connection, plan)
         if not plan.moved and not plan.opened:

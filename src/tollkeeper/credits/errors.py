@@ -19,6 +19,7 @@ CreditsError
 │   ├── UnfreezeUnsafe            where its chain ends, the account cannot stand
 │   ├── KeyReused                 the same key brought another request
 │   └── KeyExpired                a UUIDv7 key older than the keys' lifetime, or from the future
+├── AlertNotFound                 or it is another tenant's
 ├── InvalidRequest                a field that cannot be; `problems` names each
 └── Busy                          try again later, with the same key
     ├── QueueFull
@@ -39,6 +40,7 @@ PublicationFailed                 (TollkeeperError) a note could not be publishe
 
 from dataclasses import dataclass, field
 from datetime import datetime
+from uuid import UUID
 
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
@@ -305,6 +307,17 @@ class InvalidRequest(CreditsError):
     def message(self) -> str:
         """Name every field with its problem."""
         return "; ".join(f"{problem.field}: {problem.detail}" for problem in self.errors)
+
+
+@dataclass(eq=False, kw_only=True)
+class AlertNotFound(CreditsError):
+    """No such alert, or not one of the caller's tenant."""
+
+    alert_id: UUID
+
+    def message(self) -> str:
+        """Name the alert."""
+        return f"there is no alert {self.alert_id}; `GET /v1/alerts?state=all` lists them"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -81,6 +81,10 @@ class CreditsMetrics:
             "credits_queue_depth", "Operations accepted and not yet decided.", registry=registry
         )
 
+        self._alerts_fired = Counter(
+            "credits_alerts_fired", "Alerts fired by this process.", registry=registry
+        )
+
     def watch_queue(self, depth: Callable[[], int]) -> None:
         """Read the queue's depth from `depth` whenever the metrics are scraped."""
         self._queue_depth.set_function(depth)
@@ -101,6 +105,10 @@ class CreditsMetrics:
     def retried(self, reason: str, count: int) -> None:
         """Count operations put back for `contention` or `database`."""
         self._retries[reason].inc(count)
+
+    def alerts_fired(self, count: int) -> None:
+        """Count alerts that were committed."""
+        self._alerts_fired.inc(count)
 
     def rejected(self, reason: str, count: int) -> None:
         """Count operations refused for one of `REJECTIONS`."""

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
+from tollkeeper.credits.alert_model import AlertChanges, Threshold
 from tollkeeper.credits.errors import Refusal
 from tollkeeper.kernel.ids import AccountId, TenantId, TransactionId
 
@@ -50,7 +51,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """An account as of its transaction `version`; `head_hash` is that transaction's hash.
 
     No open hold expires before `next_expiry`; None: there is no open hold. Nothing moves since
-    `frozen_at`; None: it is not frozen.
+    `frozen_at`; None: it is not frozen. No alert fires or re-arms while `alert_at` is available;
+    None: there is none. `alert_revision` counts how often its thresholds were changed.
     """
 
     account_id: AccountId
@@ -63,6 +65,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     created_at: datetime
     next_expiry: datetime | None = None
     frozen_at: datetime | None = None
+    alert_at: int | None = None
+    alert_revision: int | None = None
 
     @property
     def available(self) -> int:
@@ -300,7 +304,8 @@ class Loaded(msgspec.Struct, frozen=True, gc=False):
     `kept` has the known keys of the batch with what they made; None: somebody took it away.
     `holds` and `refundables` are those that the batch names, `expiries` has every account whose
     `next_expiry` has come, `findings` what the frozen accounts were frozen for, `tails` the
-    accounts whose freeze is to be lifted; these are in `expiries` too.
+    accounts whose freeze is to be lifted; these are in `expiries` too. `thresholds` has those of
+    accounts that may have an alert to fire or to re-arm.
     """
 
     now: datetime
@@ -311,6 +316,7 @@ class Loaded(msgspec.Struct, frozen=True, gc=False):
     refundables: dict[TransactionId, Refundable] = {}
     findings: dict[AccountId, tuple["Fault", ...]] = {}
     tails: dict[AccountId, Tail] = {}
+    thresholds: dict[AccountId, tuple[Threshold, ...]] = {}
 
 
 class Lifting(msgspec.Struct, frozen=True, gc=False):
@@ -321,12 +327,16 @@ class Lifting(msgspec.Struct, frozen=True, gc=False):
     actor: str
 
 
+NO_ALERTS = AlertChanges()
+
+
 class Plan(msgspec.Struct, frozen=True, gc=False):
     """What a batch does: one outcome per operation, in order, and the rows that make it true.
 
     `moved` holds the new state of each changed account, `expected` its version before, `opened` the
     new accounts, `holds` and `refunds` those that are new or changed; all in their final state.
     What is `lifted` comes before all else: `moved` says where its accounts stand after that.
+    A plan with `unread` accounts must not be committed: it came near thresholds that were not read.
     """
 
     now: datetime
@@ -338,6 +348,8 @@ class Plan(msgspec.Struct, frozen=True, gc=False):
     holds: Sequence[Hold] = ()
     refunds: Sequence[Refundable] = ()
     lifted: Sequence[Lifting] = ()
+    alerts: AlertChanges = NO_ALERTS
+    unread: Sequence[AccountId] = ()
 
 
 class FaultKind(StrEnum):

@@ -12,7 +12,7 @@ from typing import assert_never
 
 import msgspec
 
-from tollkeeper.credits import chain, holds
+from tollkeeper.credits import alerts, chain, holds
 from tollkeeper.credits.errors import (
     AccountFrozen,
     AccountNotFound,
@@ -63,6 +63,7 @@ from tollkeeper.credits.model import (
     Unfreeze,
     Write,
 )
+from tollkeeper.credits.running import Running
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.ids import (
     ENTROPY_BITS,
@@ -91,42 +92,6 @@ def plan(loaded: Loaded, operations: Sequence[Operation]) -> Plan:
     return _Planner(loaded).run(operations)
 
 
-class _Running:
-    """An account while a batch is decided: the state after the operations so far."""
-
-    __slots__ = (
-        "account", "balance", "expected", "frozen_at", "head", "next_expiry", "reserved", "version",
-    )  # fmt: skip
-
-    def __init__(self, account: Account, *, expected: int | None) -> None:
-        self.account = account
-        self.balance = account.balance
-        self.reserved = account.reserved
-        self.version = account.version
-        self.head = account.head_hash
-        self.next_expiry = account.next_expiry
-        self.frozen_at = account.frozen_at
-        self.expected = expected  # None: opened by this batch
-
-    @property
-    def available(self) -> int:
-        return self.balance - self.reserved
-
-    def expect_expiry(self, expires_at: datetime) -> None:
-        """Keep `next_expiry` at or before the expiry of every open hold."""
-        if self.next_expiry is None or expires_at < self.next_expiry:
-            self.next_expiry = expires_at
-
-    def current(self) -> Account:
-        account = self.account
-        return Account(
-            account_id=account.account_id, tenant_id=account.tenant_id, shard=account.shard,
-            balance=self.balance, reserved=self.reserved, version=self.version,
-            head_hash=self.head, created_at=account.created_at, next_expiry=self.next_expiry,
-            frozen_at=self.frozen_at,
-        )  # fmt: skip
-
-
 class _Planner:
     def __init__(self, loaded: Loaded) -> None:
         self._now = loaded.now
@@ -138,18 +103,19 @@ class _Planner:
         self._refundables = dict(loaded.refundables)
         self._findings = loaded.findings
         self._tails = loaded.tails
+        self._thresholds = loaded.thresholds
         self._lifted: list[Lifting] = []
         self._written: list[KeyedTransaction] = []
         self._written_holds: dict[TransactionId, Hold] = {}
         self._written_refunds: dict[TransactionId, Refundable] = {}
-        self._running: dict[AccountId, _Running] = {
-            account_id: _Running(account, expected=account.version)
+        self._running: dict[AccountId, Running] = {
+            account_id: Running(account, expected=account.version, watch=self._watch(account))
             for account_id, account in loaded.accounts.items()
         }
 
     def run(self, operations: Sequence[Operation]) -> Plan:
         outcomes = [self._outcome(operation) for operation in operations]
-        changed = [r for r in self._running.values() if r.version != r.expected]
+        changed = [r for r in self._running.values() if r.has_changed]
         changed.sort(key=lambda r: (r.account.shard, r.account.account_id))
         moved = [r for r in changed if r.expected is not None]
         return Plan(
@@ -162,7 +128,13 @@ class _Planner:
             tuple(self._written_holds.values()),
             tuple(self._written_refunds.values()),
             self._lifted,
+            *alerts.joined([r.watch for r in changed if r.watch is not None]),
         )
+
+    def _watch(self, account: Account) -> alerts.Watch | None:
+        if account.alert_at is None:
+            return None
+        return alerts.Watch(account, self._thresholds.get(account.account_id), self._now_ms)
 
     def _outcome(self, operation: Operation) -> Outcome:
         if isinstance(operation, Write):
@@ -178,7 +150,7 @@ class _Planner:
                 return AccountTaken(account_id=operation.account_id)
             return Opened(running.current(), created=False)
         account = new_account(operation, self._now)
-        self._running[operation.account_id] = _Running(account, expected=None)
+        self._running[operation.account_id] = Running(account, expected=None)
         return Opened(account, created=True)
 
     def _sweep(self, operation: Sweep) -> Swept | Refusal:
@@ -212,7 +184,7 @@ class _Planner:
             self._book_expiries(running)
         return self._apply(running, write)
 
-    def _apply(self, running: _Running, write: Write) -> Posted | Refusal:
+    def _apply(self, running: Running, write: Write) -> Posted | Refusal:
         match write:
             case Movement():
                 return self._move(running, write)
@@ -225,7 +197,7 @@ class _Planner:
             case _:
                 raise AssertionError(f"not an operation: {type(write)}")
 
-    def _move(self, running: _Running, movement: Movement) -> Posted | Refusal:
+    def _move(self, running: Running, movement: Movement) -> Posted | Refusal:
         amount, account_id = movement.amount, movement.account_id
         if movement.kind is Kind.TOPUP:
             if running.balance + amount > MAX_AMOUNT_MINOR:
@@ -248,7 +220,7 @@ class _Planner:
 
     # Holds and refunds ---------------------------------------------------------------------------
 
-    def _reserve(self, running: _Running, reserve: Reserve) -> Posted | Refusal:
+    def _reserve(self, running: Running, reserve: Reserve) -> Posted | Refusal:
         amount, available = reserve.amount, running.available
         if amount > available:
             return InsufficientCredits(
@@ -270,7 +242,7 @@ class _Planner:
         )  # fmt: skip
         return posted
 
-    def _change_hold(self, running: _Running, write: HoldOperation) -> Posted | Refusal:
+    def _change_hold(self, running: Running, write: HoldOperation) -> Posted | Refusal:
         hold = self._holds.get(write.hold_id)
         if hold is None or hold.account_id != write.account_id:
             return HoldNotFound(hold_id=write.hold_id)
@@ -290,7 +262,7 @@ class _Planner:
         return self._settle(running, write, kind, settlement)
 
     def _settle(
-        self, running: _Running, write: Write, kind: Kind, settlement: holds.Settlement
+        self, running: Running, write: Write, kind: Kind, settlement: holds.Settlement
     ) -> Posted:
         running.balance -= settlement.taken
         running.reserved -= settlement.freed
@@ -301,7 +273,7 @@ class _Planner:
             reference_id=settlement.hold.hold_id, freed=settlement.freed,
         )  # fmt: skip
 
-    def _extend(self, running: _Running, hold: Hold, extend: Extend) -> Posted | Refusal:
+    def _extend(self, running: Running, hold: Hold, extend: Extend) -> Posted | Refusal:
         extended = holds.extend(hold, extend, available=running.available, now=self._now)
         if isinstance(extended, Refusal):
             return extended
@@ -313,7 +285,7 @@ class _Planner:
             reference_id=hold.hold_id, expires_at=extended.expires_at,
         )  # fmt: skip
 
-    def _refund(self, running: _Running, refund: Refund) -> Posted | Refusal:
+    def _refund(self, running: Running, refund: Refund) -> Posted | Refusal:
         refunded_id = refund.refunded_id
         found = self._refundables.get(refunded_id)
         if found is None or found.account_id != refund.account_id:
@@ -335,7 +307,7 @@ class _Planner:
 
     # Freezes -------------------------------------------------------------------------------------
 
-    def _frozen(self, running: _Running, frozen_at: datetime) -> AccountFrozen:
+    def _frozen(self, running: Running, frozen_at: datetime) -> AccountFrozen:
         account_id = running.account.account_id
         found = self._findings.get(account_id, ())
         return AccountFrozen(
@@ -344,7 +316,7 @@ class _Planner:
             faults=tuple(_named(fault) for fault in found[:FAULTS_SHOWN]),
         )
 
-    def _unfreeze(self, running: _Running, unfreeze: Unfreeze) -> Posted | Refusal:
+    def _unfreeze(self, running: Running, unfreeze: Unfreeze) -> Posted | Refusal:
         """Restate the account from the end of its chain, and write there why.
 
         The account's row may be what was tampered with; its chain is what was signed.
@@ -360,6 +332,8 @@ class _Planner:
         running.balance, running.reserved = restated.balance, restated.reserved
         running.version, running.head = restated.sequence, restated.head_hash
         running.frozen_at, running.next_expiry = None, self._next_expiry(account.account_id)
+        if running.watch is not None:
+            running.watch.forget_before()
         posted = self._write(running, unfreeze, Kind.UNFREEZE, 0)
         # It comes with a statement of its own, before what the batch does to the account then.
         keyed = self._written.pop()
@@ -371,7 +345,7 @@ class _Planner:
         expiries = self._expiries[account_id]
         return expiries.due[0].expires_at if expiries.due else expiries.following
 
-    def _book_expiries(self, running: _Running) -> int:
+    def _book_expiries(self, running: Running) -> int:
         """Write down the expiries that are due, once a batch, before the account's next decision.
 
         Nobody asked for them: they have no key, and their ids follow from the holds'.
@@ -397,7 +371,7 @@ class _Planner:
 
     def _write(  # noqa: PLR0913  # keyword-only: what a row says beyond its amount
         self,
-        running: _Running,
+        running: Running,
         write: Write,
         kind: Kind,
         amount: int,
@@ -429,6 +403,8 @@ class _Planner:
             payment=payment,
         )  # fmt: skip
         running.version, running.head = sequence, digest
+        if running.watch is not None:
+            running.watch.see(transaction)
         if kind is not Kind.EXPIRE:
             self._kept[write.account_id, write.key_hash] = transaction
         self._written.append(KeyedTransaction(write.key_hash, transaction))

@@ -79,7 +79,7 @@ def account_id_of(text: str) -> AccountId:
 
 
 def tenant_id_of(text: str) -> TenantId:
-    """Return the tenant id in a URL's path.
+    """Return the tenant id in a URL.
 
     Raises:
         InvalidRequest: it is not an id.
@@ -285,7 +285,7 @@ def _kept_text(  # noqa: PLR0917  # the hot path: one flat call
         # A hash of a card number is no secret: there are few enough of them to try them all.
         _refuse_card(f"{place}idempotency_key" if place else "Idempotency-Key", key)
     return (
-        None if description is None else _described(description, place),
+        None if description is None else kept_text(f"{place}description", description),
         None if metadata is None else canonical_metadata(metadata, place),
     )
 
@@ -363,24 +363,28 @@ def _refuse_card(field: str, text: str) -> None:
         raise invalid(field, "must not hold a card number")
 
 
-def _described(description: str, place: str) -> str:
-    """Return a description, masked. It keeps to the limits before, and again after."""
-    _check_description(description, place)
-    masked = mask_text(description)
-    if masked != description:
-        _check_description(masked, place)
+def kept_text(field: str, text: str) -> str:
+    """Return a description or a note, masked. It keeps to the limits before, and again after.
+
+    Raises:
+        InvalidRequest: it is empty or too long, or PostgreSQL cannot keep it.
+    """
+    _check_text(field, text)
+    masked = mask_text(text)
+    if masked != text:
+        _check_text(field, masked)
     return masked
 
 
-def _check_description(description: str, place: str) -> None:
-    if not 1 <= len(description) <= DESCRIPTION_LIMIT:
-        raise invalid(f"{place}description", f"1 to {DESCRIPTION_LIMIT} characters")
-    if "\0" in description:
-        raise invalid(f"{place}description", "must not contain NUL characters")
+def _check_text(field: str, text: str) -> None:
+    if not 1 <= len(text) <= DESCRIPTION_LIMIT:
+        raise invalid(field, f"1 to {DESCRIPTION_LIMIT} characters")
+    if "\0" in text:
+        raise invalid(field, "must not contain NUL characters")
     try:
-        description.encode()
+        text.encode()
     except UnicodeEncodeError as error:
-        raise invalid(f"{place}description", "must not contain lone surrogates") from error
+        raise invalid(field, "must not contain lone surrogates") from error
 
 
 def _canonical(document: dict[str, object], field: str) -> str:

@@ -13,8 +13,15 @@ from uuid import UUID
 
 import msgspec
 
+from tollkeeper.credits.alert_store import (
+    AlertStore,
+    low_accounts,
+    rows_of,
+    watched_account_of,
+)
 from tollkeeper.credits.model import (
     KEY_RETENTION,
+    NO_ALERTS,
     Account,
     Capture,
     Expiries,
@@ -72,6 +79,7 @@ class LedgerStore:
 
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.credits")
+        self._alerts = AlertStore()
 
     async def load(
         self, connection: Connection, operations: Sequence[Operation], *, locked: bool = False
@@ -79,8 +87,9 @@ class LedgerStore:
         """Read what a batch needs in one snapshot, with the database's clock.
 
         Accounts and known keys take one statement, and a second one for the transactions that
-        known keys made, which never change. Holds and refunds take further statements, inside a
-        unit of work of their own; `locked` says that the accounts are locked: nothing can move.
+        known keys made, which never change. The thresholds of accounts that are low take another:
+        whoever changes them lets the commit miss. Holds and refunds take further statements, inside
+        a unit of work of their own; `locked` says that the accounts are locked: nothing can move.
         """
         needs_more = any(isinstance(each, _NEEDING_MORE) for each in operations)
         if not needs_more:
@@ -108,14 +117,24 @@ class LedgerStore:
         hits: list[Row] = []
         for row in rows[1:]:
             if row["key_hash"] is None:
-                account = account_of(row)
+                account = watched_account_of(row)
                 found[account.account_id] = account
             else:
                 hits.append(row)
         frozen = {a.account_id: a.shard for a in found.values() if a.frozen_at is not None}
         kept = await self._kept(connection, hits) if hits else {}
         findings = await self._findings(connection, frozen) if frozen else {}
-        return Loaded(now, found, kept, findings=findings)
+        low = low_accounts(found.values())
+        thresholds = await self._alerts.thresholds(connection, low) if low else {}
+        return Loaded(now, found, kept, findings=findings, thresholds=thresholds)
+
+    async def add_thresholds(
+        self, connection: Connection, loaded: Loaded, accounts: Iterable[AccountId]
+    ) -> Loaded:
+        """Return what was loaded with the thresholds of more of its accounts."""
+        places = [(loaded.accounts[name].shard, name) for name in accounts]
+        more = await self._alerts.thresholds(connection, places)
+        return msgspec.structs.replace(loaded, thresholds={**loaded.thresholds, **more})
 
     async def _load_all(self, connection: Connection, operations: Sequence[Operation]) -> Loaded:
         loaded = await self._load_accounts(connection, operations)
@@ -136,6 +155,7 @@ class LedgerStore:
             await self._refundables(connection, refunded) if refunded else {},
             loaded.findings,
             await self._tails(connection, lifting) if lifting else {},
+            loaded.thresholds,
         )
 
     async def _findings(
@@ -240,12 +260,13 @@ class LedgerStore:
 
     async def commit(self, connection: Connection, plan: Plan) -> frozenset[AccountId]:
         """Write `plan` and return the accounts that landed; the others had moved meanwhile."""
+        alerts = rows_of(plan.alerts) if plan.alerts is not NO_ALERTS else ()
         rows = await connection.fetch(
-            self._sql["commit"],
+            self._sql["commit_with_alerts"] if alerts else self._sql["commit"],
             [
                 (
                     a.shard, a.account_id, expected, a.balance, a.reserved, a.version, a.head_hash,
-                    a.next_expiry,
+                    a.next_expiry, a.alert_revision,
                 )
                 for a, expected in zip(plan.moved, plan.expected, strict=True)
             ],
@@ -263,6 +284,7 @@ class LedgerStore:
                 (r.shard, r.transaction_id, r.account_id, r.taken, r.refunded)
                 for r in plan.refunds
             ],
+            *alerts,
         )  # fmt: skip
         return frozenset(AccountId(row["account_id"]) for row in rows)
 

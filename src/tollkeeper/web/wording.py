@@ -119,13 +119,14 @@ def curl_of(route: Route, address: str) -> str:
     url = f"{address}{path}" + (f"?{urlencode(query)}" if query else "")
     lines = [f'curl "{url}"' if query else f"curl {url}"]
     lines += [f'-H "{header}"' for header in headers]
+    # `curl` sends GET by itself, and POST what has a body.
+    if route.method != ("GET" if operation.request_body is None else "POST"):
+        lines[0] += f" -X {route.method}"
     if operation.request_body is not None:
         body = msgspec.json.encode(operation.request_body.media.example)
         if len(body) > _ONE_LINE:
             body = msgspec.json.format(body, indent=2)
         lines.append(f"-d {shlex.quote(body.decode())}")
-    elif route.method != "GET":
-        lines[0] += f" -X {route.method}"
     return " \\\n  ".join(lines)
 
 

@@ -32,6 +32,7 @@ SOUND = {
     ("accounts", "created_at", "other"),  # nothing else says when it was opened
     ("accounts", "frozen_at", "other"),
 }
+UNVERIFIED = {("accounts", "alert_at"), ("accounts", "alert_revision")}  # settings, and no credits
 
 
 async def faults_by_change(
@@ -70,6 +71,9 @@ async def test_any_cell_is_found_and_accuses_nobody_else(
     )
     for column, value, named in await faults_by_change(full, forger, table):
         if (table, column, value) in SOUND:
+            continue
+        if (table, column) in UNVERIFIED:
+            assert set() == named, (column, value)
             continue
         is_renamed = column == "account_id" and table in {"accounts", "credit_transactions"}
 

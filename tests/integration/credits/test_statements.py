@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
+from tests.alerts import at, set_alerts
 from tests.ledger import Ledger, consume, opening, running_ledger, topup, words_of
 
 from tollkeeper.credits.model import KEY_RETENTION
@@ -62,6 +63,30 @@ async def test_an_uncontended_batch_is_two_statements(heard: tuple[Ledger, list[
     await ledger.execute(*(consume(name, 1) for name in ("ann", "bob") for _ in range(50)))
 
     assert ["load", "commit"] == statements
+
+
+async def test_thresholds_are_read_only_by_a_batch_that_comes_near_one(
+    heard: tuple[Ledger, list[str]],
+) -> None:
+    ledger, statements = heard
+    await set_alerts(ledger, "ann", at(50, 10))
+    said = []
+    for amount in (40, 1, 20, 1):  # to exactly what re-arms, below that, below the threshold, on
+        statements.clear()
+        await ledger.execute(consume("ann", amount), consume("bob", 1))
+        # The end of what was said before is heard late.
+        said.append([each for each in statements if each != "COMMIT;"])
+
+    near = ["load", "thresholds", "commit"]
+    crossing = ["load", "thresholds", "commit_with_alerts"]
+    assert [["load", "commit"], near, crossing, near] == said
+
+
+def test_a_commit_with_alerts_is_a_commit() -> None:
+    end = "\nSELECT account_id FROM landed;"
+
+    assert SQL["commit"].endswith(end)
+    assert SQL["commit_with_alerts"].startswith(SQL["commit"].removesuffix(end) + ",\n")
 
 
 async def test_a_batch_that_writes_nothing_is_one_statement(
@@ -175,9 +200,8 @@ def nodes(plan: dict[str, object]) -> Iterator[dict[str, object]]:
 async def plan_of(connection: Connection, name: str, *arguments: str) -> list[dict[str, object]]:
     """Return the nodes of the generic plan of a query; arguments are SQL text."""
     await connection.execute(f"PREPARE {name} AS {SQL[name]}")
-    text = await connection.fetchval(
-        f"EXPLAIN (FORMAT JSON, COSTS OFF) EXECUTE {name}({', '.join(arguments)})"
-    )
+    given = f"({', '.join(arguments)})" if arguments else ""
+    text = await connection.fetchval(f"EXPLAIN (FORMAT JSON, COSTS OFF) EXECUTE {name}{given}")
     return list(nodes(json.loads(text)[0]["Plan"]))
 
 
@@ -189,6 +213,7 @@ STATEMENTS = {
     "load": EMPTY_LOAD,
     "lock_accounts": ["'{}'", "'{}'"],
     "commit": EMPTY_COMMIT,
+    "commit_with_alerts": [*EMPTY_COMMIT, *["'{}'"] * 3],
     "transactions_by_key": ["'{}'"] * 4,
     "account": ["1", "'ann'"],
     "history": ["1", "'ann'", "0", "100"],
@@ -203,6 +228,20 @@ STATEMENTS = {
     "refundables": ["'{}'", "'{}'"],
     "transaction": ["1", SOME_ID, "now()"],
     "due_accounts": ["100"],
+    "thresholds": ["'{}'"],
+    "shown_thresholds": ["1", "'ann'"],
+    "watched_account": ["1", "'ann'"],
+    "account_for_alerts": ["1", "'ann'"],
+    "set_thresholds": ["1", "'ann'", "1", "1", "now()", "'{}'", "'{}'", "'{}'"],
+    "alerts_of_account": ["1", "'ann'", "NULL", SOME_ID, "'open'", "100"],
+    "alert": ["1", SOME_ID, "NULL"],
+    "acknowledge_alert": ["1", SOME_ID, "NULL", SOME_ID, "NULL"],
+}
+OF_ALL_SHARDS = {
+    "alerts_of_tenant": ["'acme'", SOME_ID, "'open'", "100"],
+    "alerts_standing": [SOME_ID, "false", "100"],
+    "alerts_of_all": [SOME_ID, "true", "100"],
+    "count_open_alerts": [],
 }
 
 
@@ -226,10 +265,22 @@ async def test_every_statement_finds_its_rows_by_index_however_little_is_known_o
     assert not {"Seq Scan", "Bitmap Heap Scan", "Hash Join", "Merge Join", "Gather"} & kinds
     for node in found:
         if node["Node Type"] in {"Index Scan", "Index Only Scan"}:
-            # Partitions have an index of their own name; all begin with the shard, but for the one
-            # that finds a transaction by its id alone.
+            # Partitions have an index of their own name; all begin with the shard, but for those
+            # that find a transaction or an alert by its id alone.
             condition = str(node.get("Index Cond", "shard"))
-            assert "shard" in condition or "transaction_id" in condition
+            assert any(name in condition for name in ("shard", "transaction_id", "(alert_id ="))
+
+
+@pytest.mark.usefixtures("statistics")
+@pytest.mark.parametrize("name", OF_ALL_SHARDS)
+async def test_alerts_are_listed_in_the_order_of_an_index(session: Connection, name: str) -> None:
+    found = await plan_of(session, name, *OF_ALL_SHARDS[name])
+    kinds = {str(node["Node Type"]) for node in found}
+
+    assert {"Index Scan", "Index Only Scan"} & kinds
+    assert not {"Seq Scan", "Bitmap Heap Scan", "Sort", "Gather"} & kinds
+    if name == "alerts_of_tenant":
+        assert any("tenant_id" in str(node.get("Index Cond")) for node in found)
 
 
 @pytest.mark.usefixtures("statistics")

@@ -98,6 +98,29 @@ def test_example_quotes_what_a_shell_would_read() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("expected", "method", "has_body"),
+    [
+        ("curl http://here/pay", "GET", False),
+        ("curl http://here/pay -X POST", "POST", False),
+        ("curl http://here/pay \\\n  -d '{}'", "POST", True),
+        ("curl http://here/pay -X PUT \\\n  -d '{}'", "PUT", True),
+        ("curl http://here/pay -X DELETE", "DELETE", False),
+    ],
+)
+def test_example_names_the_method_where_curl_would_take_another(
+    expected: str, method: str, has_body: bool
+) -> None:
+    members: dict[str, object] = {
+        "operationId": "pay", "summary": "Pay", "tags": ["money"], "responses": {}, "security": [],
+    }  # fmt: skip
+    if has_body:
+        members["requestBody"] = {"content": {"application/json": {"schema": {}, "example": {}}}}
+    operation = msgspec.convert(members, Operation)
+
+    assert expected == curl_of(Route(method, "/pay", operation), "http://here")
+
+
 @dataclass(eq=False, kw_only=True)
 class PurseEmpty(TollkeeperError):
     available: int

@@ -7,14 +7,16 @@
 SELECT
     clock_timestamp() AS created_at, NULL::text AS account_id, NULL::text AS tenant_id, NULL::smallint AS shard,
     NULL::bigint AS balance, NULL::bigint AS reserved, NULL::bigint AS version, NULL::bytea AS head_hash,
-    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bytea AS key_hash
+    NULL::timestamptz AS next_expiry, NULL::timestamptz AS frozen_at, NULL::bigint AS alert_at,
+    NULL::bigint AS alert_revision, NULL::bytea AS key_hash
 UNION ALL
 SELECT a.created_at, a.account_id, a.tenant_id, a.shard, a.balance, a.reserved, a.version, a.head_hash,
-    a.next_expiry, a.frozen_at, NULL
+    a.next_expiry, a.frozen_at, a.alert_at, a.alert_revision, NULL
 FROM unnest($1::account_place[]) AS wanted
 JOIN accounts AS a ON a.shard = wanted.shard AND a.account_id = wanted.account_id
 UNION ALL
-SELECT i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, i.key_hash
+SELECT
+    i.created_at, i.account_id, NULL, i.shard, NULL, NULL, i.sequence, NULL, NULL, NULL, NULL, NULL, i.key_hash
 FROM unnest($2::key_place[]) AS wanted
 JOIN idempotency_keys AS i
     ON i.shard = wanted.shard AND i.key_tag = wanted.key_tag
@@ -115,8 +117,8 @@ FOR UPDATE OF a;
 
 -- commit --
 -- The whole effect of a batch, with a compare-and-swap on every account's version: accounts, transactions
--- and idempotency keys together or, for an account that moved or was frozen meanwhile, not at all. Returns
--- who landed.
+-- and idempotency keys together or, for an account that moved or was frozen or whose thresholds were changed
+-- meanwhile, not at all. Returns who landed.
 -- $1 moved accounts, sorted; $2 opened accounts, sorted; $3 transactions in order; $4 the time; $5 holds and
 -- $6 refunds in their final state.
 -- `(x IN (...)) IS TRUE` keeps the test a hashed lookup: as a join it would be quadratic without hash joins.
@@ -125,8 +127,9 @@ WITH moved AS (
     SET
         balance = s.balance, reserved = s.reserved, version = s.version, head_hash = s.head_hash,
         next_expiry = s.next_expiry
-    FROM unnest($1::settled_account[]) AS s
+    FROM unnest($1::swapped_account[]) AS s
     WHERE a.shard = s.shard AND a.account_id = s.account_id AND a.version = s.expected AND a.frozen_at IS NULL
+        AND a.alert_revision IS NOT DISTINCT FROM s.alert_revision
     RETURNING a.account_id
 ),
 opened AS (
