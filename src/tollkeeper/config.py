@@ -40,9 +40,11 @@ _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "acquire_timeout_s": (0.001, 3_600, " seconds"),
     "request_timeout_s": (0.001, 3_600, " seconds"),
     "checkpoint_period_s": (0.1, 86_400, " seconds"),
+    "summary_period_s": (0.1, 86_400, " seconds"),
     "drain_grace_s": (0, DRAIN_LIMIT_S, " seconds"),
     "drain_timeout_s": (0, DRAIN_LIMIT_S, " seconds"),
     "reconcile_share": (0, 1, ""),
+    "archive_after_quarters": (0, 400, " quarters"),
 }
 _POOLERS: Final = {each.value: each for each in Pooler}
 
@@ -85,6 +87,8 @@ class Settings:
     checkpoint_file: Path | None = None
     checkpoint_url: str | None = None
     reconcile_share: float = 0.05
+    summary_period_s: float = 300.0
+    archive_after_quarters: int = 0
     freeze_limit: int = 100
     evidence: Path | None = None
     backups: Path | None = None
@@ -107,6 +111,11 @@ class Settings:
                 raise ConfigurationError(
                     problem=f"{variable_of(name)} must be {low:g}..{high:g}{unit}."
                 )
+        if self.archive_after_quarters == 1:
+            raise ConfigurationError(
+                problem=f"{variable_of('archive_after_quarters')} must be 0 (never) or at least 2: "
+                "clocks and late corrections may still write to the quarter that has just ended."
+            )
         if self.lanes > min(self.pool_size, 256):
             raise ConfigurationError(
                 problem=f"{variable_of('lanes')} must not exceed {variable_of('pool_size')}: "

@@ -52,8 +52,8 @@ from tollkeeper.telemetry.request import current_request, ids_of
 CONTENDED_FOR_S = 1.0
 """An account that lost a race is locked before it is read for this long (DESIGN section 2)."""
 
-QUARTERS_AHEAD = 2
-"""Quarters of transactions for which partitions are made ahead."""
+QUARTERS_AHEAD = 4
+"""Quarters of transactions and holds for which partitions are made ahead."""
 
 KEY_DAYS_AHEAD = 1
 """Days of idempotency keys for which partitions are made ahead: every key is looked for in them."""

@@ -298,10 +298,15 @@ class LedgerStore:
     async def history(
         self, connection: Connection, account: Account, *, after: int, limit: int
     ) -> tuple[Transaction, ...]:
-        """Return up to `limit` transactions of an account with a sequence above `after`."""
-        rows = await connection.fetch(
-            self._sql["history"], account.shard, account.account_id, after, limit
-        )
+        """Return up to `limit` transactions of an account with a sequence above `after`.
+
+        The archive is read only where the live table lacks one of them.
+        """
+        place = (account.shard, account.account_id, after, limit)
+        rows = await connection.fetch(self._sql["history"], *place)
+        wanted = min(limit, account.version - after)
+        if wanted > 0 and (len(rows) < wanted or rows[-1]["sequence"] != after + len(rows)):
+            rows = await connection.fetch(self._sql["whole_history"], *place)
         return tuple(transaction_of(row) for row in rows)
 
     async def hold(
@@ -345,6 +350,16 @@ class LedgerStore:
             self._sql["create_partitions"], quarters_ahead, days_ahead
         )
         return made
+
+    async def partition_ends(self, connection: Connection) -> dict[str, datetime | None]:
+        """Return up to when each table has partitions without a gap, None: it has none for now."""
+        rows = await connection.fetch(self._sql["partition_ends"])
+        return {row["name"]: row["to_time"] for row in rows}
+
+    async def schedulers(self, connection: Connection) -> tuple[str, ...]:
+        """Return which extensions that schedule or partition are installed in this database."""
+        rows = await connection.fetch(self._sql["extensions"])
+        return tuple(row["extname"] for row in rows)
 
     def maintenance_lock(self, connection: Connection) -> AbstractAsyncContextManager[bool]:
         """Hold the right to maintain partitions; yields False when another session has it."""

@@ -141,3 +141,8 @@ class VerificationStore:
         """Return the stretches of time of which no transaction could be there."""
         rows = await connection.fetch(self._sql["partition_gaps"])
         return [(row["gap_from"], row["gap_to"]) for row in rows]
+
+    async def broken_seals(self, connection: Connection) -> list[tuple[str, str]]:
+        """Return archived partitions that are not what their seal says, and how."""
+        rows = await connection.fetch(self._sql["broken_seals"])
+        return [(row["partition"], row["problem"]) for row in rows]

@@ -95,6 +95,8 @@ class LedgerVerifier:
                 break
         if any(fault.fault is FaultKind.SEQUENCE for fault in findings.faults):
             findings.report(await self._missing_partitions(connection))
+        if place is END and tenant_id is None:
+            findings.report(await self._broken_seals(connection))
         return findings.verification(None if place is END else cursor_of(place))
 
     async def _check(
@@ -141,6 +143,16 @@ class LedgerVerifier:
                 detail=f"no partition has the transactions from {gap_from} to {gap_to}",
             )
             for gap_from, gap_to in await self._store.partition_gaps(connection)
+        ]  # fmt: skip
+
+    async def _broken_seals(self, connection: Connection) -> list[Fault]:
+        """Say which archived partitions the archivist found changed: it reads them whole."""
+        return [
+            Fault(
+                account_id=None, sequence=0, fault=FaultKind.PARTITION,
+                detail=f"archived partition {partition}: {problem}",
+            )
+            for partition, problem in await self._store.broken_seals(connection)
         ]  # fmt: skip
 
 

@@ -238,6 +238,11 @@ def is_retryable(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and error.sqlstate in RETRYABLE_STATES
 
 
+def is_lock_refused(error: BaseException) -> bool:
+    """Say whether others kept a lock longer than we may wait, or were kept by us in turn."""
+    return isinstance(error, asyncpg.PostgresError) and error.sqlstate in {"55P03", "40P01"}
+
+
 def is_generation_over(error: BaseException | None) -> bool:
     """Say whether the server, or its role, is not what it was when the connections were opened.
 

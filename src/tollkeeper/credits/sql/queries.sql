@@ -59,7 +59,7 @@ ORDER BY h.account_id, h.expires_at, h.hold_id;
 -- the bounds on created_at leave one partition.
 SELECT t.transaction_id, t.account_id, t.shard, t.kind, t.amount AS taken, coalesce(r.refunded, 0) AS refunded
 FROM unnest($1::transaction_place[], $2::timestamptz[]) AS wanted (shard, transaction_id, written_at)
-JOIN credit_transactions AS t
+JOIN ledger_transactions AS t
     ON t.transaction_id = wanted.transaction_id AND t.shard = wanted.shard
     AND t.created_at >= wanted.written_at AND t.created_at < wanted.written_at + interval '1 millisecond'
 LEFT JOIN refunds AS r ON r.shard = wanted.shard AND r.transaction_id = wanted.transaction_id;
@@ -88,7 +88,7 @@ SELECT
     t.transaction_id, t.account_id, t.shard, t.kind, t.amount, t.balance, t.reserved, t.sequence,
     t.fingerprint, t.hash, t.created_at, t.description, t.metadata,
     t.reference_id, t.freed, t.expires_at, t.allowance, t.payment, a.tenant_id
-FROM credit_transactions AS t
+FROM ledger_transactions AS t
 JOIN accounts AS a ON a.shard = t.shard AND a.account_id = t.account_id
 WHERE t.transaction_id = $2 AND t.shard = $1
     AND t.created_at >= $3 AND t.created_at < $3::timestamptz + interval '1 millisecond';
@@ -210,11 +210,21 @@ FROM accounts
 WHERE shard = $1 AND account_id = $2;
 
 -- history --
--- A page of an account's transactions after a sequence, oldest first.
+-- A page of an account's transactions after a sequence, oldest first, as far as they are not archived.
 SELECT
     transaction_id, account_id, shard, kind, amount, balance, reserved, sequence,
     fingerprint, hash, created_at, description, metadata, reference_id, freed, expires_at, allowance, payment
 FROM credit_transactions
+WHERE shard = $1 AND account_id = $2 AND sequence > $3
+ORDER BY sequence
+LIMIT $4;
+
+-- whole_history --
+-- A page of an account's transactions after a sequence, oldest first, wherever they are.
+SELECT
+    transaction_id, account_id, shard, kind, amount, balance, reserved, sequence,
+    fingerprint, hash, created_at, description, metadata, reference_id, freed, expires_at, allowance, payment
+FROM ledger_transactions
 WHERE shard = $1 AND account_id = $2 AND sequence > $3
 ORDER BY sequence
 LIMIT $4;
@@ -354,7 +364,7 @@ FROM (
 LEFT JOIN accounts AS a ON a.shard = l.shard AND a.account_id = l.account_id
 LEFT JOIN LATERAL (
     SELECT c.hash, c.balance, c.reserved
-    FROM credit_transactions AS c
+    FROM ledger_transactions AS c
     WHERE c.shard = l.shard AND c.account_id = l.account_id AND c.sequence = l.sequence
     ORDER BY c.created_at
     LIMIT 1
@@ -364,7 +374,7 @@ ORDER BY l.position;
 -- hash_at --
 -- The hash of one transaction.
 SELECT hash
-FROM credit_transactions
+FROM ledger_transactions
 WHERE shard = $1 AND account_id = $2 AND sequence = $3
 ORDER BY created_at
 LIMIT 1;

@@ -10,7 +10,7 @@ SELECT wanted.account_id, t.sequence, t.balance, t.reserved, t.hash, held.held
 FROM unnest($1::account_place[]) AS wanted
 LEFT JOIN LATERAL (
     SELECT c.sequence, c.balance, c.reserved, c.hash
-    FROM credit_transactions AS c
+    FROM ledger_transactions AS c
     WHERE c.shard = wanted.shard AND c.account_id = wanted.account_id
     ORDER BY c.sequence DESC, c.created_at DESC
     LIMIT 1
@@ -112,7 +112,7 @@ SELECT
 FROM unnest($1::account_point[]) WITH ORDINALITY AS p (shard, account_id, sequence, most, place)
 CROSS JOIN LATERAL (
     SELECT c.*
-    FROM credit_transactions AS c
+    FROM ledger_transactions AS c
     WHERE c.shard = p.shard AND c.account_id = p.account_id AND c.sequence > p.sequence
     ORDER BY c.sequence, c.created_at
     LIMIT p.most
@@ -136,7 +136,7 @@ DELETE FROM reconciled_accounts WHERE shard = $1 AND account_id = $2;
 -- row_at_point --
 -- The row of an account's chain at a sequence.
 SELECT hash, balance, reserved
-FROM credit_transactions
+FROM ledger_transactions
 WHERE shard = $1 AND account_id = $2 AND sequence = $3
 ORDER BY created_at DESC
 LIMIT 1;
@@ -145,7 +145,7 @@ LIMIT 1;
 -- Remembers an account that has transactions and is not there, as if it had been reconciled: `standing` counts it.
 INSERT INTO reconciled_accounts (shard, account_id, sequence, balance, reserved, head_hash)
 SELECT $1, $2, 0, 0, 0, ''
-WHERE EXISTS (SELECT FROM credit_transactions WHERE shard = $1 AND account_id = $2)
+WHERE EXISTS (SELECT FROM ledger_transactions WHERE shard = $1 AND account_id = $2)
     AND NOT EXISTS (SELECT FROM accounts WHERE shard = $1 AND account_id = $2)
 ON CONFLICT (shard, account_id) DO NOTHING;
 
@@ -154,7 +154,7 @@ ON CONFLICT (shard, account_id) DO NOTHING;
 -- hash and its balance hang on; of holds and refunds $4, each with the transactions about it.
 WITH said AS (
     SELECT coalesce(reference_id, transaction_id) AS row_id, string_agg(hash, '' ORDER BY sequence, created_at) AS hashes
-    FROM credit_transactions
+    FROM ledger_transactions
     WHERE shard = $1 AND account_id = $2 AND (reference_id = ANY($4::uuid[]) OR transaction_id = ANY($4::uuid[]))
     GROUP BY 1
 )
@@ -163,7 +163,7 @@ SELECT wanted.sequence, NULL AS row_id, sha256(rows.digests) AS digest
 FROM unnest($3::bigint[]) AS wanted (sequence)
 CROSS JOIN LATERAL (
     SELECT coalesce(max(b.sequence), wanted.sequence) AS sequence
-    FROM credit_transactions AS b
+    FROM ledger_transactions AS b
     WHERE b.shard = $1 AND b.account_id = $2 AND b.sequence < wanted.sequence
 ) AS before
 CROSS JOIN LATERAL (
@@ -175,7 +175,7 @@ CROSS JOIN LATERAL (
             ))),
             '' ORDER BY t.sequence, t.created_at
         ) AS digests
-    FROM credit_transactions AS t
+    FROM ledger_transactions AS t
     WHERE t.shard = $1 AND t.account_id = $2 AND t.sequence BETWEEN before.sequence AND wanted.sequence
 ) AS rows
 UNION ALL
@@ -212,7 +212,7 @@ SELECT DISTINCT found.digest
 FROM freezes AS f
 CROSS JOIN LATERAL (
     SELECT
-    FROM credit_transactions AS t
+    FROM ledger_transactions AS t
     WHERE t.shard = f.shard AND t.account_id = f.account_id AND t.sequence = f.lifted_sequence AND t.kind = 'unfreeze'
     LIMIT 1
 ) AS lifting
@@ -284,11 +284,11 @@ ON CONFLICT (shard, account_id) WHERE lifted_at IS NULL DO NOTHING;
 -- The transactions of an account at some sequences, and its last one, as they are stored: as JSON of the server's,
 -- which has a text for whatever stands there.
 SELECT to_json(t)::text AS stored
-FROM credit_transactions AS t
+FROM ledger_transactions AS t
 WHERE t.shard = $1 AND t.account_id = $2
     AND t.sequence = ANY(array_append(
         $3::bigint[],
-        (SELECT max(m.sequence) FROM credit_transactions AS m WHERE m.shard = $1 AND m.account_id = $2)
+        (SELECT max(m.sequence) FROM ledger_transactions AS m WHERE m.shard = $1 AND m.account_id = $2)
     ))
 ORDER BY t.sequence, t.created_at;
 

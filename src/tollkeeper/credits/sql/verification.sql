@@ -39,7 +39,7 @@ SELECT
     CASE WHEN expires_at < '200000-01-01 00:00:00+00' THEN expires_at + interval '262968 hours' ELSE expires_at END
         AS expires_us,
     allowance, sha256(convert_to(payment::text, 'UTF8')) AS payment_sha256
-FROM credit_transactions
+FROM ledger_transactions
 WHERE (shard, account_id, sequence) > ($1::integer, $2::text, $3::bigint)
     AND (shard, account_id) <= ($4::integer, $5::text)
 ORDER BY shard, account_id, sequence, created_at;
@@ -91,7 +91,7 @@ FULL JOIN (
         max(expires_at) FILTER (WHERE kind = 'hold') AS expires_at,
         max(sequence) FILTER (WHERE kind = 'extend') AS extended,
         bool_or(kind = 'expire') AS is_expired
-    FROM credit_transactions
+    FROM ledger_transactions
     WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
         AND (shard, account_id) <= ($4::integer, $5::text)
         AND kind IN ('hold', 'capture', 'release', 'extend', 'expire')
@@ -107,7 +107,7 @@ WHERE (said.gone <= said.amount AND said.overrun <= said.allowance) IS NOT TRUE
             WHEN said.extended IS NULL THEN said.expires_at
             ELSE (
                 SELECT max(e.expires_at)
-                FROM credit_transactions AS e
+                FROM ledger_transactions AS e
                 WHERE e.shard = h.shard AND e.account_id = h.account_id AND e.sequence = said.extended
             )
         END,
@@ -149,13 +149,13 @@ FULL JOIN (
     SELECT given.shard, given.account_id, given.reference_id, max(taken.amount) AS taken, given.refunded
     FROM (
         SELECT shard, account_id, reference_id, sum(amount) AS refunded
-        FROM credit_transactions
+        FROM ledger_transactions
         WHERE (shard, account_id, 0::bigint) > ($1::integer, $2::text, $3::bigint)
             AND (shard, account_id) <= ($4::integer, $5::text)
             AND kind = 'refund'
         GROUP BY 1, 2, 3
     ) AS given
-    LEFT JOIN credit_transactions AS taken
+    LEFT JOIN ledger_transactions AS taken
         ON taken.transaction_id = given.reference_id AND taken.shard = given.shard
         AND taken.account_id = given.account_id AND taken.kind IN ('consume', 'capture')
     GROUP BY given.shard, given.account_id, given.reference_id, given.refunded
@@ -175,7 +175,7 @@ WITH partitions AS (
     FROM pg_inherits AS i
     JOIN pg_class AS c ON c.oid = i.inhrelid
     CROSS JOIN LATERAL (SELECT pg_get_expr(c.relpartbound, c.oid) AS text) AS bounds
-    WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
+    WHERE i.inhparent IN ('credit_transactions'::regclass, 'archived_transactions'::regclass) AND NOT i.inhdetachpending
 ),
 life AS (
     SELECT min(created_at) AS first_account, now() AS today FROM accounts
