@@ -49,6 +49,7 @@ class Archivist:
         jitter: Callable[[], float],
         metrics: ArchiveMetrics,
         after_quarters: int,
+        attempts: Backoff = ATTEMPTS,
     ) -> None:
         """With `after_quarters` 0 nothing is archived; what is, is sealed and checked."""
         self._pool = pool
@@ -58,6 +59,7 @@ class Archivist:
         self._jitter = jitter
         self._metrics = metrics
         self._after_quarters = after_quarters
+        self._attempts = attempts
 
     async def round(self, check_after: timedelta = CHECK_AFTER) -> None:
         """Archive what is old enough, seal what is not sealed, check the seals that are due."""
@@ -95,13 +97,13 @@ class Archivist:
 
     async def _locked(self, partition: str, work: Callable[[], Awaitable[None]]) -> bool:
         """Do what needs a lock, again after growing waits; False when somebody keeps it."""
-        for attempt in range(ATTEMPTS.retries + 1):
+        for attempt in range(self._attempts.retries + 1):
             try:
                 await work()
             except Exception as error:
                 if not is_lock_refused(error):
                     raise
-                await asyncio.sleep(ATTEMPTS.wait_ms(attempt, self._jitter()) / 1_000)
+                await asyncio.sleep(self._attempts.wait_ms(attempt, self._jitter()) / 1_000)
                 continue
             return True
         self._metrics.postponed()

@@ -321,12 +321,12 @@ async def test_walk_takes_longer_than_the_drivers_limit_on_other_statements(
     full: Ledger, forger: Connection, credits_dsn: str
 ) -> None:
     """One chain may have millions of rows; here each row takes as long as a statement may."""
-    await forger.execute("ALTER TABLE credit_transactions RENAME TO kept")
+    await forger.execute("ALTER VIEW ledger_transactions RENAME TO kept")
     await forger.execute(
-        "CREATE VIEW credit_transactions AS"
+        "CREATE VIEW ledger_transactions AS"
         " SELECT kept.* FROM kept CROSS JOIN LATERAL (SELECT pg_sleep(0.05), kept.sequence) AS s"
     )
-    await forger.execute("GRANT SELECT ON credit_transactions TO tollkeeper_credits")
+    await forger.execute("GRANT SELECT ON ledger_transactions TO tollkeeper_credits")
     connect = connector(
         credits_dsn, role=CREDITS_ROLE, settings=SESSION_SETTINGS, command_timeout_s=0.25
     )
