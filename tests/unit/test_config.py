@@ -29,6 +29,13 @@ def test_unknown_pooler_is_refused() -> None:
     assert "TOLLKEEPER_POOLER must be none or pgbouncer, not 'pgpool'." == str(caught.value)
 
 
+def test_quarter_that_has_just_ended_is_never_archived() -> None:
+    assert 0 == read_settings({}).archive_after_quarters
+    assert 2 == Settings(archive_after_quarters=2).archive_after_quarters
+    with pytest.raises(ConfigurationError, match="or at least 2"):
+        read_settings({"TOLLKEEPER_ARCHIVE_AFTER_QUARTERS": "1"})
+
+
 def test_what_needs_a_session_is_refused_behind_a_pooler_of_units_of_work() -> None:
     check_session(Settings(), "The worker")
     with pytest.raises(ConfigurationError) as caught:

@@ -82,3 +82,62 @@ ANALYZE accounts;
 -- forget_marks --
 -- As if every account at work had moved since the last checkpoint.
 UPDATE checkpointed_accounts SET version = -1 WHERE account_id >= 'account-' AND account_id < 'account.';
+
+-- make_quarters --
+-- Partitions of $1 quarters up to the present one.
+SELECT create_partitions(now() - $1::integer * interval '3 months' + interval '3 months', $1::integer - 1, 0);
+
+-- make_old_quarter --
+-- The partitions of the quarter that was $1 quarters ago.
+SELECT create_partitions(now() - $1::integer * interval '3 months', 0, 0);
+
+-- fill_quarters --
+-- Transactions number $1 up to $2 of $3, spread evenly over the time of $4 quarters up to now, as rows of 10,000 accounts;
+-- of no account that is there, and of no chain: they are read, not verified.
+INSERT INTO credit_transactions (
+    created_at, sequence, amount, balance, reserved, transaction_id, shard, account_id, kind, fingerprint, hash
+)
+SELECT
+    date_trunc('quarter', now()) - ($4::integer - 1) * interval '3 months'
+    + (n::double precision / $3::bigint) * (now() - date_trunc('quarter', now()) + ($4::integer - 1) * interval '3 months'),
+    n / 10000 + 1, n % 1000 + 1, n, 0, gen_random_uuid(), n % 256, 'filled-' || n % 10000,
+    CASE WHEN n % 10 = 0 THEN 'topup' ELSE 'consume' END, sha256(int8send(n)), sha256(int8send(-n))
+FROM generate_series($1::bigint, $2::bigint - 1) AS n;
+
+-- make_unpartitioned --
+-- The same rows with the same indexes in one table, in the same order.
+CREATE TABLE unpartitioned (LIKE credit_transactions INCLUDING ALL);
+
+-- fill_unpartitioned --
+-- Copies the rows of a quarter, so many quarters ago.
+INSERT INTO unpartitioned
+SELECT t.*
+FROM credit_transactions AS t
+WHERE t.created_at >= date_trunc('quarter', now()) - $1::integer * interval '3 months'
+    AND t.created_at < date_trunc('quarter', now()) - ($1::integer - 1) * interval '3 months';
+
+-- settle_tables --
+-- As autovacuum leaves them.
+VACUUM (ANALYZE) credit_transactions, unpartitioned;
+
+-- one_core --
+-- No parallel workers: how much is read counts, not by how many.
+SET max_parallel_workers_per_gather = 0;
+
+-- quarter_partitioned --
+-- What moved in one quarter, $1 quarters ago.
+SELECT kind, count(*), sum(amount)
+FROM credit_transactions
+WHERE created_at >= date_trunc('quarter', now()) - $1::integer * interval '3 months'
+    AND created_at < date_trunc('quarter', now()) - ($1::integer - 1) * interval '3 months'
+GROUP BY kind
+ORDER BY kind;
+
+-- quarter_unpartitioned --
+-- The same of the table without partitions.
+SELECT kind, count(*), sum(amount)
+FROM unpartitioned
+WHERE created_at >= date_trunc('quarter', now()) - $1::integer * interval '3 months'
+    AND created_at < date_trunc('quarter', now()) - ($1::integer - 1) * interval '3 months'
+GROUP BY kind
+ORDER BY kind;

@@ -120,6 +120,7 @@ class Archivist:
         else:
             note = self._key.sign(seal.text(self._key.name, now))
         await self._store.add_seal(connection, seal, note, now)
+        await self._store.mark_seal(connection, seal.partition, None)
         _log.info(
             "worker.partition_sealed", partition=seal.partition, transactions=seal.tree.size,
             root=seal.tree.root.hex(), is_signed=self._key is not None,

@@ -5,6 +5,7 @@ Merkle tree; its origin ends in `/seal`, so that neither can be taken for the ot
 digest of one row as it is stored (`archived_digests` of `sql/life.sql`).
 """
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
@@ -18,6 +19,8 @@ ORIGIN_END = "/seal"
 
 UNSIGNED = "unsigned"
 """Begins the first line of a seal that no key has signed."""
+
+_WORD = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Sum(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,10 +43,10 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
     def body(self) -> str:
         """Return what the rows alone decide: the text without who sealed it, and when."""
         head = (
-            f"{self.tree.size}\n{base64_of(self.tree.root)}\npartition {self.partition}\n"
+            f"{self.tree.size}\n{base64_of(self.tree.root)}\npartition {_word(self.partition)}\n"
             f"from {_time_of(self.from_time)}\nto {_time_of(self.to_time)}\n"
         )
-        return head + "".join(f"{s.kind} {s.transactions} {s.amount}\n" for s in self.sums)
+        return head + "".join(f"{_word(s.kind)} {s.transactions} {s.amount}\n" for s in self.sums)
 
     def text(self, origin: str, sealed_at: datetime) -> str:
         """Return the text to be signed; `origin` is the name of the key, or `UNSIGNED`."""
@@ -64,6 +67,11 @@ def is_signed(note: str) -> bool:
 def body_of(note: str) -> str:
     """Return what a seal says of the rows: without its first line and its time."""
     return "".join(text_of(note).splitlines(keepends=True)[1:-1])
+
+
+def _word(name: str) -> str:
+    """Return a name that stays one word on its line, whatever somebody wrote in its place."""
+    return name if _WORD.fullmatch(name) else f"base64:{base64_of(name.encode())}"
 
 
 def _time_of(moment: datetime) -> str:

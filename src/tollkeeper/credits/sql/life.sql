@@ -92,7 +92,7 @@ SELECT
     coalesce(p.partition, s.partition) AS partition, p.partition IS NOT NULL AS is_there,
     coalesce(p.ends[1]::timestamptz, s.from_time) AS from_time,
     coalesce(p.ends[2]::timestamptz, s.to_time) AS to_time,
-    s.note, coalesce(c.checked_at, s.sealed_at) <= now() - $1::interval AS is_due, c.problem
+    s.note, coalesce(c.checked_at, '-infinity') <= now() - $1::interval AS is_due, c.problem
 FROM (
     SELECT
         c.relname AS partition,
