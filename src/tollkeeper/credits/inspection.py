@@ -1,7 +1,7 @@
 """What a backup of the ledger must keep, and what going back to one would lose.
 
-It reads whole databases that it is handed, and changes nothing. What is right and wrong in a chain
-is decided by the verifier.
+It reads whole databases that it is handed, and changes nothing; their schema may be older than the
+archive. What is right and wrong in a chain is decided by the verifier.
 """
 
 import hashlib
@@ -79,7 +79,10 @@ class LedgerInspector:
     async def facts(self, connection: Connection) -> Mapping[str, int | str]:
         """Return counts, sums, and a digest over the heads of all chains, in order."""
         standing = await connection.fetchrow(self._sql["ledger_standing"])
-        totals = await connection.fetchrow(self._sql["ledger_totals"])
+        has_archive = await connection.fetchval(self._sql["has_archive"])
+        totals = await connection.fetchrow(
+            self._sql["ledger_totals"] if has_archive else self._sql["totals_before_archive"]
+        )
         assert standing is not None
         assert totals is not None
         heads = hashlib.sha256()
@@ -88,7 +91,15 @@ class LedgerInspector:
 
     async def faults(self, connect: Callable[[], Awaitable[Connection]]) -> Sequence[str]:
         """Verify every chain, hold and refund, and that sums and balances agree."""
-        pool = Pool(connect, size=1, clock=self._clock, limits=PoolLimits(acquire_timeout_s=30))
+
+        async def connect_to_any() -> Connection:
+            connection = await connect()
+            await connection.execute(self._sql["stand_in_for_archive"])
+            return connection
+
+        pool = Pool(
+            connect_to_any, size=1, clock=self._clock, limits=PoolLimits(acquire_timeout_s=30)
+        )
         try:
             found = await self._chains(pool)
             async with pool.connection() as connection:
@@ -188,8 +199,9 @@ class LedgerInspector:
         self, connection: Connection, points: Sequence[tuple[_Changed, int]]
     ) -> Mapping[tuple[int, str, int], tuple[bytes, int]]:
         """Return hash and balance after some transactions, by shard, account and sequence."""
+        has_archive = await connection.fetchval(self._sql["has_archive"])
         rows = await connection.fetch(
-            self._sql["ledger_links"],
+            self._sql["ledger_links"] if has_archive else self._sql["links_before_archive"],
             [each.shard for each, _ in points],
             [each.account_id for each, _ in points],
             [sequence for _, sequence in points],

@@ -300,3 +300,170 @@ summary_refreshes
 TO tollkeeper_credits;
 
 SELECT create_partitions(now(), 4, 1);
+
+-- verify
+SELECT count(*) >= 5 FROM pg_inherits WHERE inhparent = 'credit_transactions'::regclass;
+SELECT count(*) >= 5 FROM pg_inherits WHERE inhparent = 'holds'::regclass;
+SELECT count(*) = 0 FROM pg_constraint WHERE conname = 'attach_bounds';
+SELECT c.relispopulated = (r.as_of IS NOT NULL)
+FROM summary_refreshes AS r
+JOIN pg_class AS c ON c.oid = 'credit_balances_summary'::regclass;
+
+-- down derived:summary_refreshes,credit_balances_summary,seal_checks
+-- What is archived would go with its table: it must be attached to credit_transactions before.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'archived_transactions'::regclass) THEN
+        RAISE EXCEPTION 'there are archived partitions: attach them to credit_transactions first'
+            USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+END
+$$;
+
+CREATE OR REPLACE VIEW audit_log_chain AS
+SELECT
+    t.account_id || '/' || t.sequence AS id,
+    t.shard,
+    t.account_id,
+    t.sequence,
+    t.transaction_id,
+    t.created_at,
+    CASE
+        WHEN t.sequence > 1 THEN before.hash
+        ELSE sha256(
+            '\x01'::bytea
+            || int4send(octet_length(a.account_id)) || int4send(octet_length(a.tenant_id))
+            || convert_to(a.account_id, 'UTF8') || convert_to(a.tenant_id, 'UTF8')
+        )
+    END AS previous_hash,
+    t.hash AS current_hash,
+    covering.checkpoint,
+    covering.signature
+FROM credit_transactions AS t
+LEFT JOIN accounts AS a ON a.shard = t.shard AND a.account_id = t.account_id
+LEFT JOIN LATERAL (
+    SELECT p.hash
+    FROM credit_transactions AS p
+    WHERE p.shard = t.shard AND p.account_id = t.account_id AND p.sequence = t.sequence - 1
+    ORDER BY p.created_at
+    LIMIT 1
+) AS before ON true
+LEFT JOIN LATERAL (
+    SELECT l.checkpoint, rtrim(split_part(c.note, E'\n\n', 2), E'\n') AS signature
+    FROM checkpoint_leaves AS l
+    JOIN checkpoints AS c ON c.number = l.checkpoint
+    WHERE l.shard = t.shard AND l.account_id = t.account_id AND l.sequence >= t.sequence
+    ORDER BY l.sequence, l.checkpoint
+    LIMIT 1
+) AS covering ON true;
+
+
+CREATE OR REPLACE FUNCTION lift_freeze(lifting written_transaction, at timestamptz, following_expiry timestamptz, actor text)
+RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = public, pg_temp AS $$
+DECLARE
+    last_row record;
+BEGIN
+    PERFORM FROM accounts AS a
+    WHERE a.shard = lifting.shard AND a.account_id = lifting.account_id AND a.frozen_at IS NOT NULL
+    FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'account % is not frozen', lifting.account_id USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    SELECT coalesce(max(t.sequence), 0) AS sequence, 0::bigint AS balance, 0::bigint AS reserved INTO last_row
+    FROM credit_transactions AS t
+    WHERE t.shard = lifting.shard AND t.account_id = lifting.account_id;
+    IF last_row.sequence > 0 THEN
+        SELECT t.sequence, t.balance, t.reserved INTO last_row
+        FROM credit_transactions AS t
+        WHERE t.shard = lifting.shard AND t.account_id = lifting.account_id AND t.sequence = last_row.sequence
+        ORDER BY t.created_at DESC
+        LIMIT 1;
+    END IF;
+    IF lifting.kind IS DISTINCT FROM 'unfreeze'
+        OR (lifting.sequence, lifting.balance, lifting.reserved)
+            IS DISTINCT FROM (last_row.sequence + 1, last_row.balance, last_row.reserved)
+    THEN
+        RAISE EXCEPTION 'a freeze of account % is lifted by a transaction that follows its last one and moves nothing',
+            lifting.account_id USING ERRCODE = 'object_not_in_prerequisite_state';
+    END IF;
+    INSERT INTO credit_transactions (
+        shard, account_id, transaction_id, kind, amount, balance, reserved, sequence, fingerprint, hash,
+        description, metadata, created_at
+    )
+    VALUES (
+        lifting.shard, lifting.account_id, lifting.transaction_id, lifting.kind, lifting.amount, lifting.balance,
+        lifting.reserved, lifting.sequence, lifting.fingerprint, lifting.hash, lifting.description,
+        lifting.metadata::json, at
+    );
+    INSERT INTO idempotency_keys (shard, account_id, key_tag, key_hash, sequence, created_at)
+    VALUES (lifting.shard, lifting.account_id, lifting.key_tag, lifting.key_hash, lifting.sequence, at);
+    UPDATE accounts AS a
+    SET
+        balance = lifting.balance, reserved = lifting.reserved, version = lifting.sequence,
+        head_hash = lifting.hash, next_expiry = following_expiry, frozen_at = NULL
+    WHERE a.shard = lifting.shard AND a.account_id = lifting.account_id;
+    UPDATE freezes AS f
+    SET lifted_at = at, lifted_sequence = lifting.sequence, lifted_by = actor, reason = lifting.description
+    WHERE f.shard = lifting.shard AND f.account_id = lifting.account_id AND f.lifted_at IS NULL;
+    -- What it stands at now was accepted: reconciling goes on from here.
+    INSERT INTO reconciled_accounts AS r (shard, account_id, sequence, balance, reserved, head_hash)
+    VALUES (
+        lifting.shard, lifting.account_id, lifting.sequence, lifting.balance, lifting.reserved, lifting.hash
+    )
+    ON CONFLICT (shard, account_id) DO UPDATE
+    SET
+        sequence = excluded.sequence, balance = excluded.balance, reserved = excluded.reserved,
+        head_hash = excluded.head_hash;
+END
+$$;
+
+
+CREATE OR REPLACE FUNCTION create_partitions(at timestamptz, quarters_ahead integer, days_ahead integer)
+RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER
+SET search_path = public, pg_temp
+SET timezone = 'UTC'
+SET lock_timeout = '2s' AS $$
+DECLARE
+    parent text;
+    child text;
+    lower_bound text;
+    upper_bound text;
+    made integer := 0;
+BEGIN
+    -- One creator at a time; released with the commit.
+    PERFORM pg_advisory_xact_lock(hashtextextended('tollkeeper.create_partitions', 0));
+    FOR parent, child, lower_bound, upper_bound IN
+        SELECT 'credit_transactions', to_char(q, '"credit_transactions_"YYYY"q"Q'), q::text, (q + interval '3 months')::text
+        FROM generate_series(date_trunc('quarter', at), at + quarters_ahead * interval '3 months', interval '3 months') AS q
+        UNION ALL
+        SELECT 'holds', to_char(q, '"holds_"YYYY"q"Q'), uuid7_bound(q)::text, uuid7_bound(q + interval '3 months')::text
+        FROM generate_series(date_trunc('quarter', at), at + quarters_ahead * interval '3 months', interval '3 months') AS q
+        UNION ALL
+        SELECT 'idempotency_keys', to_char(d, '"idempotency_keys_"YYYYMMDD'), d::text, (d + interval '1 day')::text
+        FROM generate_series(date_trunc('day', at), at + days_ahead * interval '1 day', interval '1 day') AS d
+    LOOP
+        CONTINUE WHEN to_regclass(child) IS NOT NULL;
+        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent);
+        IF parent = 'credit_transactions' THEN
+            EXECUTE format(
+                'CREATE TRIGGER no_truncate BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION refuse_change()', child);
+        END IF;
+        EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+            parent, child, lower_bound, upper_bound);
+        made := made + 1;
+    END LOOP;
+    RETURN made;
+END
+$$;
+
+DROP TABLE summary_refreshes;
+DROP MATERIALIZED VIEW credit_balances_summary;
+DROP VIEW balances_by_tenant;
+DROP FUNCTION archive_partition(text);
+DROP TABLE seal_checks;
+DROP TABLE partition_seals;
+DROP VIEW ledger_transactions;
+DROP TABLE archived_transactions;
