@@ -186,6 +186,48 @@ END
 $$;
 
 
+-- As before, over the archive, too.
+CREATE OR REPLACE VIEW usage_rows AS
+SELECT
+    t.shard,
+    t.account_id,
+    t.sequence,
+    t.created_at,
+    t.balance,
+    CASE WHEN t.kind IN ('consume', 'capture') THEN t.amount ELSE 0 END AS consumed,
+    CASE WHEN t.kind = 'topup' THEN t.amount ELSE 0 END AS purchased,
+    CASE WHEN t.kind = 'refund' THEN t.amount ELSE 0 END AS refunded,
+    CASE WHEN t.kind IN ('consume', 'capture') THEN 1 ELSE 0 END AS consumptions,
+    coalesce(
+        usage_feature(t.metadata),
+        CASE
+            WHEN t.kind IN ('capture', 'refund') THEN (
+                SELECT
+                    coalesce(
+                        usage_feature(about.metadata),
+                        CASE
+                            WHEN about.kind = 'capture' THEN (
+                                SELECT usage_feature(hold.metadata)
+                                FROM ledger_transactions AS hold
+                                WHERE hold.transaction_id = about.reference_id AND hold.account_id = about.account_id
+                                    AND hold.created_at >= uuid7_moment(about.reference_id)
+                                    AND hold.created_at < uuid7_moment(about.reference_id) + interval '1 millisecond'
+                                LIMIT 1
+                            )
+                        END
+                    )
+                FROM ledger_transactions AS about
+                WHERE about.transaction_id = t.reference_id AND about.account_id = t.account_id
+                    AND about.created_at >= uuid7_moment(t.reference_id)
+                    AND about.created_at < uuid7_moment(t.reference_id) + interval '1 millisecond'
+                LIMIT 1
+            )
+        END,
+        ''
+    ) COLLATE "C" AS feature
+FROM ledger_transactions AS t;
+
+
 -- As before, with the bounds as a constraint while a partition is attached: then nothing is scanned, whatever is in it,
 -- and what was detached by hand comes back. It is dropped again: every row that is written would be checked against it.
 CREATE OR REPLACE FUNCTION create_partitions(at timestamptz, quarters_ahead integer, days_ahead integer)
@@ -458,6 +500,47 @@ BEGIN
     RETURN made;
 END
 $$;
+
+CREATE OR REPLACE VIEW usage_rows AS
+SELECT
+    t.shard,
+    t.account_id,
+    t.sequence,
+    t.created_at,
+    t.balance,
+    CASE WHEN t.kind IN ('consume', 'capture') THEN t.amount ELSE 0 END AS consumed,
+    CASE WHEN t.kind = 'topup' THEN t.amount ELSE 0 END AS purchased,
+    CASE WHEN t.kind = 'refund' THEN t.amount ELSE 0 END AS refunded,
+    CASE WHEN t.kind IN ('consume', 'capture') THEN 1 ELSE 0 END AS consumptions,
+    coalesce(
+        usage_feature(t.metadata),
+        CASE
+            WHEN t.kind IN ('capture', 'refund') THEN (
+                SELECT
+                    coalesce(
+                        usage_feature(about.metadata),
+                        CASE
+                            WHEN about.kind = 'capture' THEN (
+                                SELECT usage_feature(hold.metadata)
+                                FROM credit_transactions AS hold
+                                WHERE hold.transaction_id = about.reference_id AND hold.account_id = about.account_id
+                                    AND hold.created_at >= uuid7_moment(about.reference_id)
+                                    AND hold.created_at < uuid7_moment(about.reference_id) + interval '1 millisecond'
+                                LIMIT 1
+                            )
+                        END
+                    )
+                FROM credit_transactions AS about
+                WHERE about.transaction_id = t.reference_id AND about.account_id = t.account_id
+                    AND about.created_at >= uuid7_moment(t.reference_id)
+                    AND about.created_at < uuid7_moment(t.reference_id) + interval '1 millisecond'
+                LIMIT 1
+            )
+        END,
+        ''
+    ) COLLATE "C" AS feature
+FROM credit_transactions AS t;
+
 
 DROP TABLE summary_refreshes;
 DROP MATERIALIZED VIEW credit_balances_summary;
