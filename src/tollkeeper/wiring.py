@@ -19,10 +19,6 @@ from tollkeeper.config import Settings, variable_of
 from tollkeeper.credits.alert_metrics import OpenAlerts
 from tollkeeper.credits.alert_service import AlertService
 from tollkeeper.credits.alert_store import AlertStore
-from tollkeeper.credits.archive_store import SESSION_SETTINGS as ARCHIVE_SETTINGS
-from tollkeeper.credits.archive_store import TIMEOUTS as ARCHIVE_TIMEOUTS
-from tollkeeper.credits.archive_store import ArchiveStore
-from tollkeeper.credits.archivist import Archivist
 from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
 from tollkeeper.credits.checkpoint_store import CheckpointStore
@@ -33,7 +29,6 @@ from tollkeeper.credits.engine import Engine, EngineLimits
 from tollkeeper.credits.evidence import EvidenceFolder
 from tollkeeper.credits.freezer import Freezer
 from tollkeeper.credits.keyfile import read_signing_key
-from tollkeeper.credits.life_metrics import ArchiveMetrics, SummaryMetrics
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.publication import HttpTarget
 from tollkeeper.credits.reconciler import Reconciler
@@ -44,8 +39,6 @@ from tollkeeper.credits.reconciliation_store import ReconciliationStore
 from tollkeeper.credits.roller import Roller
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, TIMEOUTS, LedgerStore
-from tollkeeper.credits.summarizer import Summarizer
-from tollkeeper.credits.summary_store import SummaryStore
 from tollkeeper.credits.usage_metrics import UsageMetrics
 from tollkeeper.credits.usage_reader import UsageReader
 from tollkeeper.credits.usage_store import SESSION_SETTINGS as ROLLER_SETTINGS
@@ -147,41 +140,6 @@ def open_alerts(settings: Settings, registry: CollectorRegistry, database: Datab
     """Make what counts the open alerts, for a periodic job."""
     pool = _ledger_pool(database, "alerts", settings, access=Access.WRITE, size=1, minimum=0)
     return OpenAlerts(pool, AlertStore(), registry)
-
-
-def ledger_summarizer(settings: Settings, registry: CollectorRegistry, pool: Pool) -> Summarizer:
-    """Make what keeps the summary of balances, with connections of the owner."""
-    return Summarizer(
-        pool, SummaryStore(), metrics=SummaryMetrics(registry), period_s=settings.summary_period_s
-    )
-
-
-def ledger_archivist(
-    settings: Settings, registry: CollectorRegistry, database: Database
-) -> Archivist:
-    """Make what archives old partitions, as the owner.
-
-    Raises:
-        ConfigurationError: the key to sign with cannot be read.
-    """
-    pool = database.pool(
-        "archive",
-        access=Access.WRITE,
-        size=1,
-        settings=ARCHIVE_SETTINGS,
-        command_timeout_s=ARCHIVE_TIMEOUTS.command_s,
-        limits=_limits(settings, report_held_s=ARCHIVE_TIMEOUTS.statement_s),
-    )
-    path = settings.checkpoint_key
-    return Archivist(
-        pool,
-        ArchiveStore(),
-        key=None if path is None else read_signing_key(path),
-        clock=SystemClock(),
-        jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
-        metrics=ArchiveMetrics(registry),
-        after_quarters=settings.archive_after_quarters,
-    )
 
 
 @asynccontextmanager

@@ -24,13 +24,12 @@ from tollkeeper.jobs import Job, JobMetrics, work
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import build_registry
+from tollkeeper.upkeep import ledger_archivist, ledger_summarizer
 from tollkeeper.wiring import (
     check_databases,
     checkpoint_maker,
-    ledger_archivist,
     ledger_reconciler,
     ledger_service,
-    ledger_summarizer,
     maintenance_pool,
     open_alerts,
     owned_ledger,
