@@ -5,12 +5,16 @@ Apart from `wiring.py` for one reason: a command that looks at backups shall not
 
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
+
 from tollkeeper.config import Settings
 from tollkeeper.credits.inspection import LedgerInspector
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.ids import system_entropy
+from tollkeeper.migrate.backup_metrics import BackupCollector
 from tollkeeper.migrate.catalogue import Catalogue
 from tollkeeper.migrate.equipment import Equipment
+from tollkeeper.migrate.model import DATABASES
 from tollkeeper.migrate.progress import Log, Progress
 
 
@@ -28,3 +32,14 @@ def backup_equipment(
         progress=progress,
         log=log,
     )
+
+
+def folder_of(settings: Settings) -> Path:
+    """Return the folder of backups and logs of runs."""
+    return (settings.backups or settings.data / "backups").expanduser().absolute()
+
+
+def watch_backups(settings: Settings, registry: CollectorRegistry) -> None:
+    """Let scrapes see how the configured databases are backed up."""
+    configured = [name for name in DATABASES if getattr(settings, f"{name}_dsn") is not None]
+    BackupCollector(Catalogue(folder_of(settings)), configured, registry)

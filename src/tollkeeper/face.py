@@ -153,8 +153,9 @@ class Face:
 
     def backups(self) -> Path:
         """Return the folder of backups and logs of runs."""
-        settings = self.settings()
-        return (settings.backups or settings.data / "backups").expanduser().absolute()
+        from tollkeeper.backups import folder_of
+
+        return folder_of(self.settings())
 
     def equipment(self, log: "Tell", *, as_json: bool) -> "Equipment":
         """Return what backups are taken with, telling `log` and a progress bar."""

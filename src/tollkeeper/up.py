@@ -18,7 +18,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, supp
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from tollkeeper.backups import backup_equipment
+from tollkeeper.backups import backup_equipment, folder_of
 from tollkeeper.config import Settings, check_session, mask_dsn, variable_of
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
@@ -144,10 +144,10 @@ async def local_stack(
 async def _migrate(settings: Settings, data: Path, dsns: Mapping[str, str], say: Say) -> None:
     """Bring every database to this version; one that has been used is backed up before."""
     clock = SystemClock()
-    run_id, folder = new_run_id(clock), settings.backups or data / "backups"
-    with RunLog(folder.expanduser(), run_id, clock=clock) as log:
+    run_id, folder = new_run_id(clock), folder_of(replace(settings, data=data))
+    with RunLog(folder, run_id, clock=clock) as log:
         tell = both(log.tell, narrating(say))
-        equipment = backup_equipment(settings, folder.expanduser(), log=tell, progress=Silent())
+        equipment = backup_equipment(settings, folder, log=tell, progress=Silent())
         for name, dsn in dsns.items():
             await apply(
                 Run(
@@ -283,9 +283,9 @@ def _programs(
     environment = _environment_of(
         replace(
             settings,
-            credits_dsn=dsns["credits"],
-            access_dsn=dsns["access"],
+            **{f"{name}_dsn": dsn for name, dsn in dsns.items()},  # type: ignore[arg-type]
             data=data,
+            backups=folder_of(replace(settings, data=data)),
             share_port=True,
             replicas=max(settings.replicas, processes),
             drain_grace_s=settings.drain_grace_s or 0.0,  # nobody polls, unless it is set

@@ -13,6 +13,7 @@ import structlog
 import uvloop
 from prometheus_client import CollectorRegistry, start_http_server
 
+from tollkeeper.backups import watch_backups
 from tollkeeper.config import Settings, check_session
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
 from tollkeeper.credits.life_metrics import PartitionMetrics
@@ -131,6 +132,7 @@ async def _run(settings: Settings, *, once: bool) -> None:
                 pass
             return
         counting = open_alerts(settings, registry, database)
+        watch_backups(settings, registry)
         jobs = [
             Job("partitions", partitions, PERIOD_S, RETRY_S),
             Job("holds", lambda: sweep_holds(service), SWEEP_PERIOD_S, RETRY_S),
