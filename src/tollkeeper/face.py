@@ -179,6 +179,10 @@ class Face:
 
         typer.echo(visible(text), err=True)
 
+    def say_toned(self, text: str, tone: str) -> None:
+        """Print a sentence to standard error, in the colour of its tone where there are colours."""
+        self.screen().say(text, tone)
+
     def screen(self, *, as_json: bool = False) -> "Screen":
         """Return where output goes."""
         from tollkeeper.client.terminal import Screen
@@ -201,9 +205,15 @@ class Face:
         """Print named facts below each other."""
         self.screen().facts(title, facts)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows; a column whose name starts with `#` holds numbers."""
-        self.screen().table(title, columns, rows)
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        tones: Sequence[str] = (),
+    ) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers; `tones` are the rows'."""
+        self.screen().table(title, columns, rows, tones)
 
     def listing(self, title: str, columns: Sequence[str]) -> "Listing":
         """Return a table, of columns as above, that is printed as its rows come."""

@@ -226,7 +226,7 @@ def test_damaged_backup_is_found_said_and_never_used(migrated: Operator) -> None
 
     migrated("verify", code=15)
 
-    assert "NO:" in migrated("backups").out
+    assert "DAMAGED" in migrated("backups").out
     migrated("rollback", "credits", "--backup", backup, code=15)
     migrated("restore", backup, "--to", "never", code=15)
 

@@ -8,6 +8,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from itertools import zip_longest
 
 import msgspec
 from rich.cells import cell_len
@@ -75,6 +76,11 @@ class Screen:
         if not self.as_json:
             self._err.print(f"[yellow]{_escaped(text)}[/yellow]", soft_wrap=True)
 
+    def say(self, text: str, tone: str) -> None:
+        """Print a sentence to standard error, in the colour of its tone."""
+        said = Text(visible(text), style=_STYLES.get(tone, ""))
+        self._err.print(said, soft_wrap=True)
+
     def facts(self, title: str, facts: Sequence[Fact]) -> None:
         """Print named facts below each other."""
         grid = Table.grid(padding=(0, 2))
@@ -93,9 +99,15 @@ class Screen:
             line = Text.assemble((f"  {visible(name):<6}", "cyan"), visible(value))
             self._out.print(line, soft_wrap=True)
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows; a column whose name starts with `#` holds numbers."""
-        self.listing(title, columns).add(rows)
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        tones: Sequence[str] = (),
+    ) -> None:
+        """Print rows; a column whose name starts with `#` holds numbers; `tones` are the rows'."""
+        self.listing(title, columns).add(rows, tones)
 
     def listing(self, title: str, columns: Sequence[str]) -> "Listing":
         """Return a table, of columns as above, that is printed as its rows come."""
@@ -191,7 +203,7 @@ class Listing:
         self._widths = [0 for _ in columns]
         self._is_begun = False
 
-    def add(self, rows: Sequence[Sequence[str]]) -> None:
+    def add(self, rows: Sequence[Sequence[str]], tones: Sequence[str] = ()) -> None:
         """Print rows below those before; the first time title and names above them."""
         is_first, self._is_begun = not self._is_begun, True
         title = _escaped(self._title) if is_first else None
@@ -209,8 +221,8 @@ class Listing:
                 header_style="cyan",
                 min_width=None if is_last else self._widths[number],
             )
-        for row in shown:
-            table.add_row(*map(escape, row))
+        for row, tone in zip_longest(shown, tones, fillvalue=""):
+            table.add_row(*map(escape, row), style=_STYLES.get(tone, ""))
         if is_first:
             self._out.print()
         self._out.print(table)

@@ -21,13 +21,14 @@ from tollkeeper.migrate.cli import (
     run,
     say_left_out,
 )
-from tollkeeper.migrate.narration import narrating
+from tollkeeper.migrate.narration import colouring
 from tollkeeper.migrate.report import Tell
 from tollkeeper.migrate.runlog import RunLog, both
 
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from tollkeeper.migrate.backup_model import KeptBackup
     from tollkeeper.migrate.equipment import Equipment
 
 __all__ = ["app"]
@@ -45,7 +46,7 @@ def _logged(
     clock = SystemClock()
     run_id = new_run_id(clock)
     with RunLog(terminal.backups(), run_id, clock=clock) as log:
-        tell = both(log.tell, narrating(terminal.say))
+        tell = both(log.tell, colouring(terminal.say_toned))
         yield run_id, tell, terminal.equipment(tell, as_json=as_json)
 
 
@@ -78,7 +79,7 @@ def backup(
     if as_json:
         terminal.json([backup_views.backup_data(each) for each in taken])
         return
-    terminal.table("Backups", backup_views.COLUMNS, [backup_views.row_of(each) for each in taken])
+    _show(terminal, taken)
 
 
 @app.command("backups")
@@ -95,8 +96,7 @@ def backups(context: typer.Context, target: Which = Target.ALL, as_json: AsJson 
     if as_json:
         terminal.json([backup_views.backup_data(each) for each in found])
     elif found:
-        rows = [backup_views.row_of(each) for each in found]
-        terminal.table("Backups", backup_views.COLUMNS, rows)
+        _show(terminal, found)
     else:
         terminal.say(
             f"no backups in {equipment.catalogue.folder}: `tollkeeper migrate backup` takes one"
@@ -145,8 +145,7 @@ def verify(
     if as_json:
         terminal.json([backup_views.backup_data(each) for each in kept])
     elif kept:
-        rows = [backup_views.row_of(each) for each in kept]
-        terminal.table("Backups", backup_views.COLUMNS, rows)
+        _show(terminal, kept)
     if failed is not None:
         raise failed
 
@@ -269,8 +268,14 @@ def keep(
     terminal.say(f"{identifier} is kept until `tollkeeper migrate keep --off {identifier}`")
 
 
+def _show(terminal: MigrateTerminal, backups: "Sequence[KeptBackup]") -> None:
+    rows = [backup_views.row_of(each) for each in backups]
+    tones = [backup_views.tone_of(each) for each in backups]
+    terminal.table("Backups (times are UTC)", backup_views.COLUMNS, rows, tones)
+
+
 def _equipment(terminal: MigrateTerminal) -> "Equipment":
-    return terminal.equipment(narrating(terminal.say), as_json=True)
+    return terminal.equipment(colouring(terminal.say_toned), as_json=True)
 
 
 def _last_of_each(equipment: "Equipment") -> Sequence[str]:

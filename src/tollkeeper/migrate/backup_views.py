@@ -7,28 +7,39 @@ from tollkeeper.migrate.backup_model import KeptBackup
 from tollkeeper.migrate.prune import Pruning
 from tollkeeper.migrate.views import shown, told
 
-COLUMNS = ("backup", "taken (UTC)", "#version", "#rows", "#size", "verified", "why", "kept")
+COLUMNS = ("backup", "#version", "#rows", "#size", "verified", "kept", "why")
 PRUNING_COLUMNS = ("what", "taken (UTC)", "#size")
 
 
 def row_of(kept: KeptBackup) -> tuple[str, ...]:
     """Return a backup as a row."""
-    backup = kept.backup
+    backup, fault = kept.backup, fault_of(kept)
     return (
         backup.id,
-        shown(backup.started_at),
         str(backup.version),
         f"{backup.snapshot.rows}",
         sized(kept.size_bytes),
         _verified(kept),
-        backup.reason,
         "pinned" if kept.is_pinned else "",
+        backup.reason if fault is None else fault,
     )
+
+
+def tone_of(kept: KeptBackup) -> str:
+    """Return how a backup's row is meant."""
+    if fault_of(kept) is not None:
+        return "bad"
+    return "" if kept.is_good else "warn"
+
+
+def fault_of(kept: KeptBackup) -> str | None:
+    """Return what the last verification found wrong."""
+    return kept.verifications[-1].fault if kept.verifications else None
 
 
 def backup_data(kept: KeptBackup) -> dict[str, object]:
     """Return a backup as JSON says it."""
-    backup, last = kept.backup, kept.verifications[-1:]
+    backup = kept.backup
     return {
         "id": backup.id, "database": backup.service, "taken_at": told(backup.started_at),
         "run": backup.run_id, "reason": backup.reason, "version": backup.version,
@@ -41,7 +52,7 @@ def backup_data(kept: KeptBackup) -> dict[str, object]:
             "level": kept.verified.level.value, "at": told(kept.verified.at),
             "duration_s": kept.verified.duration_s,
         },
-        "fault": last[0].fault if last else None,
+        "fault": fault_of(kept),
     }  # fmt: skip
 
 
@@ -78,8 +89,6 @@ def pruning_sentence(pruning: Pruning) -> str:
 
 
 def _verified(kept: KeptBackup) -> str:
-    if kept.verified is not None:
-        return f"{kept.verified.level.value}, {shown(kept.verified.at)}"
-    if kept.verifications and kept.verifications[-1].fault is not None:
-        return f"NO: {kept.verifications[-1].fault}"
-    return "no"
+    if fault_of(kept) is not None:
+        return "DAMAGED"
+    return "no" if kept.verified is None else kept.verified.level.value

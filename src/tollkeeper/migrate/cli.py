@@ -6,7 +6,7 @@ stops at the first that fails, says what became of each, and can be run again.
 """
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -36,6 +36,7 @@ from tollkeeper.migrate.errors import (
     VerifyFailed,
 )
 from tollkeeper.migrate.model import DATABASES
+from tollkeeper.migrate.report import Status, Tell
 
 if TYPE_CHECKING:
     from tollkeeper.migrate.equipment import Equipment
@@ -93,9 +94,7 @@ class MigrateTerminal(Protocol):
     def backups(self) -> Path:
         """Return the folder of backups and logs of runs."""
 
-    def equipment(
-        self, log: Callable[[Mapping[str, object]], None], *, as_json: bool
-    ) -> "Equipment":
+    def equipment(self, log: Tell, *, as_json: bool) -> "Equipment":
         """Return what backups are taken with, telling `log` and a progress bar."""
 
     def retention(self) -> "Policy":
@@ -104,14 +103,23 @@ class MigrateTerminal(Protocol):
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
 
+    def say_toned(self, text: str, tone: str) -> None:
+        """Print a sentence to standard error that is `good`, `bad`, `warn` or nothing of these."""
+
     def json(self, document: object) -> None:
         """Print one JSON document to standard output."""
 
     def json_lines(self, documents: Sequence[object]) -> None:
         """Print JSON documents to standard output, one a line."""
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        tones: Sequence[str] = (),
+    ) -> None:
+        """Print rows; `tones` of the rows, if they have any."""
 
 
 app = typer.Typer(
@@ -160,7 +168,8 @@ def status(
         terminal.json([views.status_data(each) for each in found])
     else:
         say_left_out(terminal, places)
-        terminal.table("Schemas", views.STATUS_COLUMNS, [views.status_row(each) for each in found])
+        rows = [views.status_row(each) for each in found]
+        terminal.table("Schemas", views.STATUS_COLUMNS, rows, [_tone_of(each) for each in found])
         for each in found:
             for file in each.reworded:
                 terminal.say(f"{file.file} reads otherwise than what was applied; it does the same")
@@ -275,6 +284,12 @@ def up(
         run(work.rehearse())
     else:
         run(work.run())
+
+
+def _tone_of(status: Status) -> str:
+    if status.log_faults:
+        return "bad"
+    return "warn" if status.pending or status.cut is not None else ""
 
 
 def look(

@@ -1,9 +1,24 @@
 """What a run does, in sentences for people. Pure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 from tollkeeper.migrate.backup_errors import sized
 from tollkeeper.migrate.report import Event, Tell
+
+_TONES: Final[Mapping[str, frozenset[str]]] = {
+    "good": frozenset(
+        {"migrate.applied", "migrate.taken_back", "backup.verified", "rollback.swapped"}
+    ),
+    "warn": frozenset(
+        {
+            "migrate.again", "migrate.waiting", "migrate.waits_for_lock", "migrate.was_cut",
+            "restore.space_unknown", "rollback.estimated", "rollback.closing", "rollback.counted",
+            "rollback.reopened",
+        }
+    ),
+    "bad": frozenset({"backup.verification_failed", "rollback.left_closed"}),
+}  # fmt: skip
 
 
 def sentence(event: Event) -> str | None:
@@ -62,6 +77,22 @@ def _of_backup(name: str, event: Event) -> str | None:
         case "rollback.swapped":
             said = f"{event['database']}: {event['backup']} is live; kept as {event['kept']}"
     return said
+
+
+def tone_of(event: Event) -> str:
+    """Return whether an event is `good`, `bad`, a warning (`warn`), or nothing of these."""
+    return next((tone for tone, names in _TONES.items() if event["event"] in names), "")
+
+
+def colouring(say: Callable[[str, str], None]) -> Tell:
+    """Return a listener that says what is of interest to people, with its tone."""
+
+    def tell(event: Event) -> None:
+        said = sentence(event)
+        if said is not None:
+            say(said, tone_of(event))
+
+    return tell
 
 
 def narrating(say: Callable[[str], None]) -> Tell:

@@ -15,7 +15,7 @@ from tollkeeper.migrate.backup_model import Level
 from tollkeeper.migrate.equipment import Equipment
 from tollkeeper.migrate.guarding import backing_up, tidy
 from tollkeeper.migrate.model import head_of
-from tollkeeper.migrate.narration import narrating
+from tollkeeper.migrate.narration import colouring
 from tollkeeper.migrate.rehearsal import rehearse
 from tollkeeper.migrate.report import Event, FileReport, Tell
 from tollkeeper.migrate.retention import Policy
@@ -37,11 +37,20 @@ class Terminal(Protocol):
     def say(self, text: str) -> None:
         """Print a sentence to standard error."""
 
+    def say_toned(self, text: str, tone: str) -> None:
+        """Print a sentence to standard error that is `good`, `bad`, `warn` or nothing of these."""
+
     def json(self, document: object) -> None:
         """Print one JSON document to standard output."""
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Print rows."""
+    def table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        tones: Sequence[str] = (),
+    ) -> None:
+        """Print rows; `tones` of the rows, if they have any."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +97,7 @@ class Up:
         Raises:
             TollkeeperError: what `run` would have met.
         """
-        to, tell = self._options.to, narrating(self._terminal.say)
+        to, tell = self._options.to, colouring(self._terminal.say_toned)
         tried = {
             name: await service.dry_up(self._one(name, dsn, tell), to=to)
             for name, dsn in self._dsns.items()
@@ -104,7 +113,7 @@ class Up:
         tried: dict[str, tuple[FileReport, ...]] = {}
         backups: dict[str, str] = {}
         with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
-            tell = both(log.tell, narrating(self._terminal.say))
+            tell = both(log.tell, colouring(self._terminal.say_toned))
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             for name, dsn in self._dsns.items():
                 run = self._one(name, dsn, tell)
@@ -126,7 +135,7 @@ class Up:
         outcomes: list[Outcome] = []
         failure: TollkeeperError | None = None
         with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
-            tell = both(log.tell, narrating(self._terminal.say))
+            tell = both(log.tell, colouring(self._terminal.say_toned))
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             log.tell(
                 {
@@ -226,8 +235,10 @@ class Up:
             )
             return
         rows = [_as_row(each) for each in outcomes]
-        rows += [(name, *[""] * 6, "not touched") for name in list(self._dsns)[len(outcomes) :]]
-        self._terminal.table("Migrations", views.SUMMARY_COLUMNS, rows)
+        rows += [(name, *[""] * 5, "not touched", "") for name in list(self._dsns)[len(outcomes) :]]
+        tones = ["" if each.failed is None else "bad" for each in outcomes]
+        tones += ["warn"] * (len(rows) - len(tones))
+        self._terminal.table("Migrations", views.SUMMARY_COLUMNS, rows, tones)
         self._terminal.say(f"every statement is in {log}")
 
 
@@ -240,8 +251,8 @@ def _as_row(outcome: Outcome) -> tuple[str, ...]:
         str(len(outcome.reports)),
         str(sum(each.duration_ms for each in outcome.reports)),
         f"{sum(each.lock_wait_ms for each in outcome.reports):g}",
-        outcome.backup or "",
         done if outcome.failed is None else "failed",
+        outcome.backup or "",
     )
 
 

@@ -18,8 +18,8 @@ SUMMARY_COLUMNS = (
     "#files",
     "#ms",
     "#lock wait ms",
-    "backup",
     "outcome",
+    "backup",
 )
 
 
