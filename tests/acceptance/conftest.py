@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -62,8 +62,8 @@ class Service:
         return {"TOLLKEEPER_URL": self.url, "TOLLKEEPER_API_KEY": self.api_key}
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
-        """Run `tollkeeper ARGUMENTS` to its end."""
-        return tollkeeper(*arguments, environment={**self.environment, **(environment or {})})
+        """Run `tollkeeper ARGUMENTS` to its end, in this process."""
+        return inside(*arguments, environment={**self.environment, **(environment or {})})
 
 
 def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
@@ -81,10 +81,15 @@ def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) ->
 
 
 def inside(*arguments: str, environment: Mapping[str, str]) -> Finished:
-    """Run `tollkeeper ARGUMENTS` as `tollkeeper` does, in this process: no start to wait for."""
-    out, err = io.StringIO(), io.StringIO()
+    """Run `tollkeeper ARGUMENTS` as its program does, in this process: starts take most of it."""
+    with ThreadPoolExecutor(max_workers=1) as thread:  # the caller may have an event loop already
+        return thread.submit(_run_main, arguments, clean_environment(environment)).result()
+
+
+def _run_main(arguments: Sequence[str], environment: Mapping[str, str]) -> Finished:
+    out, err = _stream(), _stream()
     with (
-        mock.patch.dict(os.environ, clean_environment(environment), clear=True),
+        mock.patch.dict(os.environ, environment, clear=True),
         mock.patch.object(sys, "argv", ["tollkeeper", *arguments]),
         redirect_stdout(out),
         redirect_stderr(err),
@@ -92,7 +97,16 @@ def inside(*arguments: str, environment: Mapping[str, str]) -> Finished:
     ):
         main()
     code = ended.value.code
-    return Finished(code if isinstance(code, int) else 0, out.getvalue(), err.getvalue())
+    return Finished(code if isinstance(code, int) else 0, _said(out), _said(err))
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", newline="", write_through=True)
+
+
+def _said(stream: io.TextIOWrapper) -> str:
+    stream.seek(0)
+    return stream.read().replace("\r\n", "\n")  # as `subprocess` reads text
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[str, str]:
