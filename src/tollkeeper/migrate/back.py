@@ -147,10 +147,14 @@ class Back:
 def before_last_run(database: str, applied: tuple[AppliedMigration, ...]) -> int:
     """Return the version before the run that applied the last file.
 
+    What a program of before the log had applied has the run that adopted it, and no digest: that
+    run has applied none of it.
+
     Raises:
         NothingToTakeBack: nothing was applied, or by a program that kept no runs.
     """
+    ours = tuple(each for each in applied if each.digest is not None)
     last = max(applied, key=lambda each: each.version, default=None)
-    if last is None or last.run_id is None:
+    if last is None or last not in ours:
         raise NothingToTakeBack(database=database, version=head_of(applied))
-    return min(each.version for each in applied if each.run_id == last.run_id) - 1
+    return min(each.version for each in ours if each.run_id == last.run_id) - 1
