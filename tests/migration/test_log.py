@@ -6,11 +6,16 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 from tests.conftest import Databases
-from tests.migrations import applied_to, run_of, steps
+from tests.migrations import HASTY, applied_to, run_of, steps
 
 from tollkeeper.database.connect import close_gently, connector
 from tollkeeper.database.driver import Connection
-from tollkeeper.migrate.errors import HistoryBroken, MigrationChanged, MigrationFailed
+from tollkeeper.migrate.errors import (
+    HistoryBroken,
+    MigrationBlocked,
+    MigrationChanged,
+    MigrationFailed,
+)
 from tollkeeper.migrate.history import Happening, faults
 from tollkeeper.migrate.service import history, pending, planned, status, up
 
@@ -131,6 +136,21 @@ async def test_records_of_an_older_program_are_adopted(
     assert [(1, "step", files[0].checksum), (2, "step", files[1].checksum)] == [
         (row["version"], row["name"], row["checksum"]) for row in rows
     ]
+
+
+async def test_log_behind_a_reader_of_the_older_records_gives_up(
+    empty_dsn: str, observer: Connection
+) -> None:
+    """Services ask those records whether they are ready: they would all queue behind the runner."""
+    await observer.execute(OLD_RECORDS)
+
+    async with observer.transaction():
+        await observer.execute("LOCK TABLE tollkeeper_migrations IN ACCESS SHARE MODE")
+        async with asyncio.timeout(10):
+            with pytest.raises(MigrationBlocked, match="the log of migrations"):
+                await applied_to(empty_dsn, steps(ONE), patience=HASTY)
+
+    assert tuple(steps(ONE)) == await applied_to(empty_dsn, steps(ONE))
 
 
 async def test_record_of_an_older_program_is_held_to_the_letter(

@@ -8,6 +8,8 @@ import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from uuid import UUID
 
+import asyncpg
+
 from tollkeeper.migrate.applying import Applying, Undo
 from tollkeeper.migrate.errors import (
     HistoryBroken,
@@ -168,9 +170,24 @@ class Runner:
         if self._before is not None and records and steps:
             done = await self._before(session, records, steps)
         if (records or steps) and not await session.store.has_log():
-            await session.store.create_log([self._adopted(record) for record in records])
+            await self._make_log([self._adopted(record) for record in records])
         if done is not None:
             await self._write(Happening.BACKED_UP, done)
+
+    async def _make_log(self, adopted: Sequence[Entry]) -> None:
+        """Make the log, again after a wait where somebody reads what it replaces."""
+        session, attempt = self._session, 0
+        patience = session.patience
+        while True:
+            try:
+                return await session.store.create_log(adopted, patience.lock_timeout_ms)
+            except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+                if attempt == patience.backoff.retries:
+                    raise MigrationBlocked(
+                        file="the log of migrations", attempts=attempt + 1, reason=str(error)
+                    ) from error
+            await session.clock.sleep(patience.backoff.wait_ms(attempt, self._jitter()) / 1_000)
+            attempt += 1
 
     def _adopted(self, record: AppliedMigration) -> Entry:
         return Entry(

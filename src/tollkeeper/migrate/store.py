@@ -69,9 +69,13 @@ class MigrationStore:
         """Tell whether this database has the log, rather than nothing or the table before it."""
         return bool(await self._connection.fetchval(self._queries["records_kind"]) == _VIEW)
 
-    async def create_log(self, records: Sequence[Entry]) -> None:
-        """Make the log, in a unit of work of its own, with what an older program has kept."""
+    async def create_log(self, records: Sequence[Entry], lock_timeout_ms: int) -> None:
+        """Make the log, in a unit of work of its own, with what an older program has kept.
+
+        Services ask the table that it replaces: they queue behind us while we wait for it.
+        """
         async with self._connection.transaction():
+            await self.limit_lock_wait(lock_timeout_ms)
             await self._connection.execute(self._queries["create_log"])
             for record in records:
                 await self.append(record)
