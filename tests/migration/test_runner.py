@@ -23,10 +23,12 @@ from tollkeeper.migrate.errors import (
     NotOneUnitOfWork,
     RunnerBusy,
     RunnerLockLost,
+    RunnerRefused,
     UnknownDatabase,
 )
 from tollkeeper.migrate.model import DATABASES, Migration
 from tollkeeper.migrate.service import (
+    history,
     migrate,
     pending,
     planned,
@@ -254,6 +256,36 @@ async def test_lock_lost_on_the_way_is_said(empty_dsn: str) -> None:
     """As a pooler loses it, that gives us another backend for each unit of work."""
     with pytest.raises(RunnerLockLost, match="without a pooler"):
         await applied_to(empty_dsn, steps("SELECT pg_advisory_unlock_all();"))
+
+
+async def test_lost_lock_session_is_said_and_leaves_nothing(
+    empty_dsn: str, observer: Connection
+) -> None:
+    """Its own session is ended by the file's last statement: only the lock's check can see it."""
+    ending = """
+        SELECT count(pg_terminate_backend(held.pid, 5000)) FROM pg_locks AS held
+        WHERE held.locktype = 'advisory' AND held.objid = 1835624306
+          AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database());
+    """
+    with pytest.raises(RunnerLockLost):
+        await applied_to(empty_dsn, steps(f"CREATE TABLE half (); {ending}"))
+
+    assert not await table_exists(observer, "half")
+
+
+async def test_role_that_may_not_is_refused_in_a_sentence(
+    empty_dsn: str, observer: Connection
+) -> None:
+    weak = empty_dsn.replace("tollkeeper@", "weak_runner@")
+    await observer.execute("CREATE ROLE weak_runner LOGIN")
+    try:
+        with pytest.raises(RunnerRefused, match="permission denied"):
+            await applied_to(weak, steps("SELECT 1;"))
+        await applied_to(empty_dsn, steps("SELECT 1;"))
+        with pytest.raises(RunnerRefused, match="as the owner"):
+            await history(weak, "credits")
+    finally:
+        await observer.execute("DROP ROLE weak_runner")
 
 
 async def test_unknown_database_is_refused(empty_dsn: str) -> None:

@@ -33,6 +33,7 @@ from tollkeeper.migrate.errors import (
     OutcomeUnknown,
     RunnerBusy,
     RunnerLockLost,
+    RunnerRefused,
     VerifyFailed,
 )
 from tollkeeper.migrate.model import DATABASES
@@ -52,7 +53,7 @@ LOSS_EXIT = 16
 
 _EXITS: Mapping[int, tuple[type[MigrationError], ...]] = {
     BUSY_EXIT: (RunnerBusy, RunnerLockLost, MigrationBlocked, OtherWork, DatabaseInUse),
-    STATEMENT_EXIT: (MigrationFailed, VerifyFailed, OutcomeUnknown),
+    STATEMENT_EXIT: (MigrationFailed, VerifyFailed, OutcomeUnknown, RunnerRefused),
     LOSS_EXIT: (DownLosesRows, LossNotAccepted),
     DAMAGED_EXIT: (BackupDamaged, BackupMissing, BackupInconsistent),
     BACKUP_EXIT: (BackupError,),

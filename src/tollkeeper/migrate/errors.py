@@ -19,6 +19,7 @@ MigrationError
 ├── OutcomeUnknown            a statement outside of a unit of work was cut and cannot be judged
 ├── PoolerRefused             a pooler stands between us and the server
 ├── OtherWork                 a dump or a restore of the database is under way
+├── RunnerRefused             the server refuses the runner itself, not a file: no right to it
 ├── RunnerBusy                another runner holds the lock
 ├── RunnerLockLost            our lock was not ours at the end
 ├── MigrationBlocked          somebody holds a lock that the change needs
@@ -288,6 +289,21 @@ class OtherWork(MigrationError):
         return (
             f"{self.database}: {self.what} is under way, and a change of the schema would wait "
             "for it with everyone else behind: run again when it is over"
+        )
+
+
+@dataclass(eq=False, kw_only=True)
+class RunnerRefused(MigrationError):
+    """The server refuses what the runner itself asks: its log, its locks."""
+
+    database: str
+    reason: str
+
+    def message(self) -> str:
+        """Say what it said, and who is not refused."""
+        return (
+            f"the server refused the runner of {self.database} ({self.reason}): connect to the "
+            "primary, as the owner of the database"
         )
 
 

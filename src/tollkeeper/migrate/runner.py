@@ -16,6 +16,7 @@ from tollkeeper.migrate.errors import (
     MigrationBlocked,
     MigrationError,
     MigrationFailed,
+    RunnerLockLost,
 )
 from tollkeeper.migrate.history import Cut, Entry, Happening, faults, last_cut, text_of
 from tollkeeper.migrate.model import AppliedMigration, Migration
@@ -241,6 +242,8 @@ class Runner:
                 )  # fmt: skip
                 await session.clock.sleep(wait_ms / 1_000)
                 attempt += 1
+            except RunnerLockLost:
+                raise  # the log is another runner's to write now, or nobody hears us
             except MigrationError as error:
                 await self._failed(migration, error)
                 raise

@@ -12,11 +12,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from uuid import UUID
 
-import asyncpg
-
-from tollkeeper.database.connect import is_connection_lost
 from tollkeeper.database.driver import Connection
-from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import (
     EntropySource,
@@ -199,19 +195,12 @@ def read_migrations(folder: Traversable) -> Sequence[Migration]:
 
 @asynccontextmanager
 async def _runner(run: Run) -> AsyncIterator[Runner]:
-    try:
-        async with runner_session(
-            run.dsn,
-            run.database,
-            clock=run.clock,
-            patience=run.patience,
-            tell=run.tell,
-            stand_in=run.stand_in,
-        ) as session:
-            yield Runner(
-                session, run_id=run.run_id, jitter=jitter_of(run.entropy), before=run.before
-            )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        if is_connection_lost(error):
-            raise DatabaseUnavailable(reason=str(error)) from error
-        raise
+    async with runner_session(
+        run.dsn,
+        run.database,
+        clock=run.clock,
+        patience=run.patience,
+        tell=run.tell,
+        stand_in=run.stand_in,
+    ) as session:
+        yield Runner(session, run_id=run.run_id, jitter=jitter_of(run.entropy), before=run.before)

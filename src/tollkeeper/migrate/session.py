@@ -8,19 +8,25 @@ statement of a killed runner, nobody else begins.
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 import asyncpg
 
-from tollkeeper.database.connect import close_gently, connector
+from tollkeeper.database.connect import close_gently, connector, is_connection_lost
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.dsn import parse_dsn
-from tollkeeper.database.errors import DatabaseError, ReadOnlyServer
+from tollkeeper.database.errors import DatabaseError, DatabaseUnavailable, ReadOnlyServer
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import Clock
-from tollkeeper.migrate.errors import OtherWork, PoolerRefused, RunnerBusy, RunnerLockLost
+from tollkeeper.migrate.errors import (
+    OtherWork,
+    PoolerRefused,
+    RunnerBusy,
+    RunnerLockLost,
+    RunnerRefused,
+)
 from tollkeeper.migrate.report import Tell
 from tollkeeper.migrate.store import LockWait, MigrationStore
 
@@ -209,7 +215,8 @@ async def connected(
     """Connect to the first host of a DSN that takes writes; with what connects there again.
 
     Raises:
-        DatabaseError: there is none.
+        DatabaseError: there is none, or it went away during the block.
+        RunnerRefused: the server refused something during the block that nobody has explained.
     """
     settings = {"application_name": f"tollkeeper migrate {database}"}
     parsed = parse_dsn(dsn)
@@ -225,9 +232,22 @@ async def connected(
             if len(parsed.hosts) > 1 and await MigrationStore(connection).is_standby():
                 failed = failed or ReadOnlyServer(reason=f"{host} is a standby")
                 continue
-            yield connection, connect
+            with _explained(database):
+                yield connection, connect
             return
         finally:
             await close_gently(connection, CLOSE_TIMEOUT_S)
     assert failed is not None
     raise failed
+
+
+@contextmanager
+def _explained(database: str) -> Iterator[None]:
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        if is_connection_lost(error):
+            raise DatabaseUnavailable(reason=str(error)) from error
+        if isinstance(error, asyncpg.PostgresError):
+            raise RunnerRefused(database=database, reason=str(error)) from error
+        raise
