@@ -158,13 +158,18 @@ SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1);
 
 -- creation_statement --
 -- A new empty database with the encoding, locale, tablespace and owner of another; in the usual tablespace where there is
--- none of that name.
+-- none of that name. The usual one is not named: whoever names it needs a right to it that few have.
 SELECT
     format(
-        'CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L TABLESPACE %I',
-        $1::text, $2::text, $3::text, $4::text, $5::text,
-        coalesce((SELECT spcname FROM pg_tablespace WHERE spcname = $6::text), 'pg_default')
+        'CREATE DATABASE %I OWNER %I TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L',
+        $1::text, $2::text, $3::text, $4::text, $5::text
     )
+    || coalesce((
+        SELECT format(' TABLESPACE %I', t.spcname)
+        FROM pg_tablespace AS t
+        WHERE t.spcname = $6::text
+            AND t.oid <> (SELECT d.dattablespace FROM pg_database AS d WHERE d.datname = 'template0')
+    ), '')
     || CASE $7::text
         WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', $8::text)
         WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', $8::text)
@@ -217,7 +222,8 @@ SELECT format(
 SELECT format('ALTER DATABASE %I RENAME TO %I', $1::text, $2::text);
 
 -- drop_statement --
-SELECT format('DROP DATABASE IF EXISTS %I WITH (FORCE)', $1::text);
+-- $2: end whoever is in it.
+SELECT format('DROP DATABASE IF EXISTS %I%s', $1::text, CASE WHEN $2::boolean THEN ' WITH (FORCE)' ELSE '' END);
 
 -- analyze --
 ANALYZE;
@@ -243,10 +249,11 @@ JOIN pg_database AS d ON d.oid = s.subdbid
 WHERE d.datname = $1;
 
 -- terminate_others --
--- Ends every session in a database but ours; autovacuum gives way by itself.
+-- Ends every session in a database but ours; autovacuum gives way by itself. It is known by having no user: of what kind
+-- a process is, not every role may see.
 SELECT count(pg_terminate_backend(pid))
 FROM pg_stat_activity
-WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IS DISTINCT FROM 'autovacuum worker';
+WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND usesysid IS NOT NULL;
 
 -- arriving --
 -- Sessions that are about to enter a database: they hold its lock until they can be seen among the others. Who is asked
@@ -260,7 +267,7 @@ WHERE l.locktype = 'object' AND l.classid = 'pg_database'::regclass AND d.datnam
 -- present --
 SELECT count(*)
 FROM pg_stat_activity
-WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND backend_type IS DISTINCT FROM 'autovacuum worker';
+WHERE datname = $1 AND NOT (pid = ANY($2::integer[])) AND usesysid IS NOT NULL;
 
 -- databases --
 SELECT datname::text AS name FROM pg_database ORDER BY datname;
