@@ -1,10 +1,11 @@
 """Taking files back by their own SQL, trying them without a trace, and what is refused before."""
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
 from tests.conftest import Databases
-from tests.migrations import HASTY, applied_to, run_of, schema_of, step
+from tests.migrations import HASTY, applied_to, eventually, run_of, schema_of, step
 from tests.pgbouncer import running_pgbouncer
 
 from tollkeeper.database.connect import close_gently, connector
@@ -91,6 +92,48 @@ async def test_rows_that_would_be_lost_are_counted_and_kept(
     assert (before, 2) == (await schema_of(observer), await version_of(empty_dsn))
     [report] = await down(run_of(empty_dsn, [BASE, WIDER]), to=1, accepted_rows=4)
     assert {"two": 3, "one.b": 1} == dict(report.lost)
+
+
+@pytest.mark.parametrize("emptying", ["DELETE FROM one WHERE a = 2", "TRUNCATE one"])
+async def test_rows_that_are_deleted_are_lost_as_well(
+    empty_dsn: str, observer: Connection, emptying: str
+) -> None:
+    files = [BASE, step(2, f"CREATE TABLE two ();\n-- down\nDROP TABLE two;\n{emptying};")]
+    await applied_to(empty_dsn, files)
+
+    with pytest.raises(DownLosesRows, match=r"one: \d"):
+        await down(run_of(empty_dsn, files), to=1)
+
+    assert 2 == await observer.fetchval("SELECT count(*) FROM one")
+    [report] = await down(run_of(empty_dsn, files), to=1, accepted_rows=2)
+    assert {"one": 2 - await observer.fetchval("SELECT count(*) FROM one")} == dict(report.lost)
+
+
+async def test_row_that_comes_while_they_are_counted_is_not_lost(
+    empty_dsn: str, observer: Connection
+) -> None:
+    """Its writer waits behind the trial of the way back, and is let in when that is undone."""
+    files = [BASE, step(2, "CREATE TABLE two ();\n-- down\nDROP TABLE two; SELECT pg_sleep(0.3);")]
+    await applied_to(empty_dsn, files)
+    writer = await connector(empty_dsn)()
+    going_back = asyncio.create_task(down(run_of(empty_dsn, files), to=1))
+    await eventually(
+        lambda: observer.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE granted AND mode = 'AccessExclusiveLock'"
+            " AND relation = to_regclass('two')"
+        )
+    )
+    await writer.execute("BEGIN; INSERT INTO two DEFAULT VALUES")
+    await eventually(
+        lambda: observer.fetchval(
+            "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = to_regclass('two')"
+        )
+    )
+    await writer.execute("COMMIT")
+
+    with pytest.raises(DownLosesRows, match="two: 1"):
+        await going_back
+    await close_gently(writer, 5)
 
 
 async def test_file_without_way_back_stops_it_before_anything(

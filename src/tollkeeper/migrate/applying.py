@@ -101,17 +101,17 @@ class Applying:
         started_s = self.session.clock.monotonic_s()
         before, held = await self._open()
         lost = await self._rows_lost(migration, before)
-        if sum(lost.values()) > self.accepted_rows:
-            raise DownLosesRows(
-                database=migration.database,
-                rows=sum(lost.values()),
-                accepted=self.accepted_rows,
-                places=tuple(f"{place}: {rows}" for place, rows in lost.items()),
-            )
+        self._judge(migration, lost)
+        deleted = await self.session.store.deleted()
         statements = [
             await self._execute(migration, each, number, len(migration.down))
             for number, each in enumerate(migration.down, start=1)
         ]
+        for oid, rows in (await self.session.store.deleted()).items():
+            name = before[oid].name if oid in before else None
+            if name is not None and name not in migration.derived and rows > deleted.get(oid, 0):
+                lost[name] = lost.get(name, 0) + rows - deleted.get(oid, 0)
+        self._judge(migration, lost)
         return FileReport(
             migration=migration,
             is_down=True,
@@ -121,6 +121,15 @@ class Applying:
             rewritten=await self._rewritten(before),
             lost=lost,
         )
+
+    def _judge(self, migration: Migration, lost: Mapping[str, int]) -> None:
+        if sum(lost.values()) > self.accepted_rows:
+            raise DownLosesRows(
+                database=migration.database,
+                rows=sum(lost.values()),
+                accepted=self.accepted_rows,
+                places=tuple(f"{place}: {rows}" for place, rows in lost.items()),
+            )
 
     async def apply_alone(self, migration: Migration, *, was_begun: bool) -> FileReport:
         """Apply the one statement of a file that cannot be in a unit of work.
@@ -233,32 +242,46 @@ class Applying:
 
     async def _rows_lost(
         self, migration: Migration, before: Mapping[int, Relation]
-    ) -> Mapping[str, int]:
-        """Return how many rows or values taking a file back loses: by doing it, and not."""
+    ) -> dict[str, int]:
+        """Return how many rows or values taking a file back loses: by doing it, and not.
+
+        Rows that it deletes are counted when it is done. With the savepoint go its locks: what was
+        found is locked against writers before it is counted, so that nobody adds to it.
+        """
         store, columns = self.session.store, await self.session.store.columns()
-        gone: list[tuple[int, str | None]] = []
+        gone: list[tuple[int, str | None, int]] = []
         with contextlib.suppress(Undo):
             async with self.session.work.transaction():  # a savepoint
                 await self._execute_silently(migration)
                 after, left = await store.relations(), await store.columns()
+                for oid, known in before.items():
+                    if known.kind == "r" and oid not in after:
+                        gone.append((oid, None, 0))
+                    elif known.kind == "r" and after[oid].file != known.file:
+                        gone.append((oid, None, await store.count(oid)))  # perhaps emptied
                 gone += [
-                    (oid, None)
-                    for oid, known in before.items()
-                    if oid not in after and known.kind == "r"
-                ]
-                gone += [
-                    (oid, name)
+                    (oid, name, 0)
                     for (oid, number), name in columns.items()
                     if oid in after and (oid, number) not in left
                 ]
                 raise Undo
         lost = {}
-        for oid, column in gone:
+        for oid, column, left_rows in gone:
             name = before[oid].name
-            rows = 0 if name in migration.derived else await store.count(oid, column)
-            if rows:
+            if name in migration.derived:
+                continue
+            await self._lock_writers_out(migration, oid)
+            rows = await store.count(oid, column) - left_rows
+            if rows > 0:
                 lost[f"{name}.{column}" if column else name] = rows
         return lost
+
+    async def _lock_writers_out(self, migration: Migration, oid: int) -> None:
+        try:
+            await self.session.store.lock_writers_out(oid)
+        except asyncpg.PostgresError as error:
+            assert migration.down is not None
+            raise _explained(migration, migration.down[0], error) from error
 
     async def _execute_silently(self, migration: Migration) -> None:
         assert migration.down is not None

@@ -182,6 +182,16 @@ class MigrationStore:
         statement = await self._connection.fetchval(self._queries["counting_rows"], oid, column)
         return int(await self._connection.fetchval(statement))
 
+    async def lock_writers_out(self, oid: int) -> None:
+        """Let nobody but readers have a table until this unit of work is over."""
+        statement = await self._connection.fetchval(self._queries["locking_writers_out"], oid)
+        await self._connection.execute(statement)
+
+    async def deleted(self) -> Mapping[int, int]:
+        """Return how many rows of each table this unit of work has deleted, by oid."""
+        rows = await self._connection.fetch(self._queries["deleted_rows"])
+        return {row["oid"]: row["rows"] for row in rows}
+
     async def locks_taken(self, oids: Collection[int]) -> Mapping[str, str]:
         """Return this unit of work's strongest lock on each of these relations, by its name."""
         rows = await self._connection.fetch(self._queries["locks_taken"], list(oids))

@@ -131,11 +131,17 @@ SELECT pg_backend_pid();
 
 -- be_patient --
 -- Whatever role and database have as their defaults: a file says itself how long it may take, and one session is
--- idle while the other works, or while a backup is taken.
+-- idle while the other works, or while a backup is taken. Each statement sees what others have committed, as both
+-- sessions add to one log; and strings are what we read them as. (`transaction_timeout` is there since 17.)
 SELECT
     set_config('statement_timeout', '0', false), set_config('lock_timeout', '0', false),
     set_config('idle_session_timeout', '0', false), set_config('idle_in_transaction_session_timeout', '0', false),
-    set_config('default_transaction_read_only', 'off', false);
+    set_config('default_transaction_read_only', 'off', false),
+    set_config('default_transaction_isolation', 'read committed', false),
+    set_config('standard_conforming_strings', 'on', false),
+    (
+        SELECT set_config(known.name, '0', false) FROM pg_settings AS known WHERE known.name = 'transaction_timeout'
+    ) AS transaction_timeout;
 
 -- notice_dead_client --
 -- A killed runner's backend would run its statement to the end, with all locks. (Not on Windows.)
@@ -202,6 +208,16 @@ SELECT CASE
     WHEN $2::text IS NULL THEN format('SELECT count(*) FROM %s', $1::oid::regclass)
     ELSE format('SELECT count(%I) FROM %s', $2::text, $1::oid::regclass)
 END;
+
+-- locking_writers_out --
+-- The statement after which nobody but us writes to a table.
+SELECT format('LOCK TABLE %s IN SHARE MODE', $1::oid::regclass);
+
+-- deleted_rows --
+-- What this unit of work has deleted, what savepoints have undone included.
+SELECT counted.relid AS oid, counted.n_tup_del AS rows
+FROM pg_stat_xact_user_tables AS counted
+WHERE counted.n_tup_del > 0;
 
 -- invalid_index --
 -- The statement that drops what a cut CREATE INDEX CONCURRENTLY left; no row if there is nothing.
