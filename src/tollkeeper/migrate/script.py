@@ -172,7 +172,7 @@ def _check(
             file=file,
             problem="outside of a unit of work it needs `-- verify`, to tell whether it was done",
         )
-    for statement in (*parts["up"], *parts.get("down", ())):
+    for statement in (each for section in parts.values() for each in section):
         [word] = first_words(statement) or ("",)
         if word in _ENDING_A_UNIT:
             raise NotOneUnitOfWork(file=file)

@@ -69,6 +69,11 @@ def test_file_that_ends_its_unit_of_work_is_refused(ending: str) -> None:
         read(f"-- up\nSELECT 1; {ending};")
 
 
+def test_check_that_ends_its_unit_of_work_is_refused() -> None:
+    with pytest.raises(NotOneUnitOfWork):
+        read("-- up\nSELECT 1;\n-- verify\nCOMMIT;")
+
+
 @pytest.mark.parametrize(
     ("sql", "expected"),
     [
