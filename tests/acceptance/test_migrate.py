@@ -2,13 +2,21 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.acceptance.conftest import Finished, execute, inside, running_service, tollkeeper
+from tests.acceptance.conftest import (
+    Finished,
+    clean_environment,
+    execute,
+    inside,
+    running_service,
+    tollkeeper,
+)
 from tests.conftest import Databases
 
 from tollkeeper.migrate.model import DATABASES
@@ -288,3 +296,28 @@ def test_two_names_for_one_database_are_refused(migrated: Operator) -> None:
                     migrated.folder)  # fmt: skip
 
     assert "name the same database" in same("status", code=1).err
+
+
+def test_who_ends_it_gets_what_ctrl_c_gets(operator: Operator) -> None:
+    """Kubernetes and systemd send SIGTERM: what was begun is taken back then, too."""
+    environment = {"TOLLKEEPER_CREDITS_DSN": operator.dsns["credits"]}
+
+    async def end_while_it_waits() -> int:
+        other_runner = await asyncpg.connect(operator.dsns["credits"])
+        await other_runner.execute("SELECT pg_advisory_lock(1953459308, 1835624306)")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tollkeeper", "migrate", "up", "credits"),
+            env=clean_environment({**environment, "TOLLKEEPER_DATA": str(operator.folder)}),
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        while b"waiting for another runner" not in await process.stderr.readline():
+            assert not process.stderr.at_eof()
+        process.terminate()
+        await process.communicate()
+        await other_runner.close()
+        return process.returncode or 0
+
+    assert 130 == asyncio.run(end_while_it_waits())
+    [log] = (operator.folder / "backups" / "runs").iterdir()
+    assert "migrate.run_failed" in log.read_text()

@@ -6,6 +6,7 @@ stops at the first that fails, says what became of each, and can be run again.
 """
 
 import asyncio
+import signal
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -328,5 +329,21 @@ def say_left_out(terminal: MigrateTerminal, places: Places) -> None:
 
 
 def run(work: Coroutine[object, object, _Result]) -> _Result:
-    """Do the work; Ctrl-C cancels it."""
-    return asyncio.run(work)
+    """Do the work; Ctrl-C cancels it, and so does who ends us with SIGTERM or hangs up.
+
+    Cancelled, it takes back what it has begun: a database that was closed is opened again.
+    """
+    try:
+        return asyncio.run(_cancelled_by_signals(work))
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None
+
+
+async def _cancelled_by_signals(work: Coroutine[object, object, _Result]) -> _Result:
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # `nohup` has us ignore SIGHUP: then we outlive the terminal.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            loop.add_signal_handler(number, task.cancel)
+    return await work
