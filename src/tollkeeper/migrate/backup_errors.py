@@ -10,6 +10,7 @@ BackupError
 ├── SpaceShort                there is not enough room; nothing was begun
 ├── DiskFull                  the room ended on the way; nothing half remains
 ├── ProgramFailed             pg_dump, pg_dumpall or pg_restore refused, or was killed
+├── FilesRefused              this user may not read or write a file, or the folder
 ├── BackupMissing             there is no backup with this id, or a file of it is gone
 ├── BackupDamaged             it is not what was written
 │   ├── MetadataChanged       the description itself
@@ -167,6 +168,20 @@ class ProgramFailed(BackupError):
         """Give its last words."""
         how = f"was killed by signal {-self.status}" if self.status < 0 else "failed"
         return f"{self.program} {how}: {self.reason or 'it said nothing'}"
+
+
+@dataclass(eq=False, kw_only=True)
+class FilesRefused(BackupError):
+    """The system does not let this user at a file, which says nothing of what is in it."""
+
+    path: str
+
+    def message(self) -> str:
+        """Name the file and who may."""
+        return (
+            f"this user may not read or write {self.path}: run it as the one who takes the "
+            "backups, or let this one have their folder"
+        )
 
 
 @dataclass(eq=False, kw_only=True)

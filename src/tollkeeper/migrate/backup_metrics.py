@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from tollkeeper.migrate.backup_errors import FilesRefused
 from tollkeeper.migrate.catalogue import Catalogue
 from tollkeeper.migrate.prune import BackupStanding, standings
 
@@ -33,7 +34,7 @@ class BackupCollector(Collector):
         try:
             next(self._catalogue.folder.iterdir(), None)
             found = standings(self._catalogue, self._databases)
-        except OSError:
+        except (OSError, FilesRefused):
             readable.add_metric((), 0)
             yield readable
             return

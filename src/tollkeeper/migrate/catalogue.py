@@ -16,13 +16,13 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
 
-from tollkeeper.migrate.backup_errors import BackupError, BackupMissing, DiskFull
+from tollkeeper.migrate.backup_errors import BackupError, BackupMissing, DiskFull, FilesRefused
 from tollkeeper.migrate.backup_model import (
     Backup,
     FileFacts,
@@ -67,7 +67,8 @@ class PartialFile:
 
     def __enter__(self) -> Self:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self._file = os.open(self._partial, flags, 0o600)
+        with permitted(self._partial):
+            self._file = os.open(self._partial, flags, 0o600)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,13 +162,14 @@ class Catalogue:
         """
         path = self.path(identifier, METADATA)
         try:
-            text = path.read_bytes()
+            with permitted(path):
+                text = path.read_bytes()
         except FileNotFoundError as error:
             raise BackupMissing(backup_id=identifier, file=path.name) from error
         backup = decoded(text, identifier=identifier, file=path.name)
-        lines = b""
-        with suppress(FileNotFoundError):
-            lines = self.path(identifier, VERIFIED).read_bytes()
+        lines, path = b"", self.path(identifier, VERIFIED)
+        with suppress(FileNotFoundError), permitted(path):
+            lines = path.read_bytes()
         return KeptBackup(
             backup=backup,
             verifications=decoded_lines(lines),
@@ -197,7 +199,8 @@ class Catalogue:
         """Add what came of a verification; a cut line is closed first, so that it stays alone."""
         path = self.path(identifier, VERIFIED)
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        file = os.open(path, flags, 0o600)
+        with permitted(path):
+            file = os.open(path, flags, 0o600)
         try:
             size = os.fstat(file).st_size
             is_cut = size > 0 and os.pread(file, 1, size - 1) != b"\n"
@@ -210,19 +213,22 @@ class Catalogue:
     def pin(self, identifier: str) -> None:
         """Keep a backup however old it becomes."""
         self.read(identifier)
-        self.path(identifier, PIN).touch(mode=0o600)
+        with permitted(self.folder):
+            self.path(identifier, PIN).touch(mode=0o600)
         sync_folder(self.folder)
 
     def unpin(self, identifier: str) -> None:
         """Let a backup go when its time has come."""
         self.read(identifier)
-        self.path(identifier, PIN).unlink(missing_ok=True)
+        with permitted(self.folder):
+            self.path(identifier, PIN).unlink(missing_ok=True)
         sync_folder(self.folder)
 
     def delete(self, identifier: str) -> None:
         """Remove a backup; cut in the middle it is none any more, and its files are leftovers."""
         for suffix in (METADATA, *_SUFFIXES):
-            self.path(identifier, suffix).unlink(missing_ok=True)
+            with permitted(self.folder):
+                self.path(identifier, suffix).unlink(missing_ok=True)
             if suffix == METADATA:
                 sync_folder(self.folder)
         sync_folder(self.folder)
@@ -246,11 +252,26 @@ class Catalogue:
         return [name for name in names if is_backup_id(name)]
 
     def _files(self, suffix: str = "") -> Iterator[Path]:
-        if not self.folder.is_dir():
-            return
-        for path in sorted(self.folder.iterdir()):
+        with permitted(self.folder):
+            if not self.folder.is_dir():
+                return
+            found = sorted(self.folder.iterdir())
+        for path in found:
             if path.name.endswith(suffix) and path.is_file():
                 yield path
+
+
+@contextmanager
+def permitted(path: Path) -> Iterator[None]:
+    """Explain that the system does not let us at a file.
+
+    Raises:
+        FilesRefused: which one.
+    """
+    try:
+        yield
+    except PermissionError as error:
+        raise FilesRefused(path=str(path)) from error
 
 
 def _is_left(path: Path, known: set[str]) -> bool:

@@ -17,7 +17,7 @@ from tollkeeper.migrate.backup_errors import (
     ProgramFailed,
 )
 from tollkeeper.migrate.backup_model import Backup, FileFacts
-from tollkeeper.migrate.catalogue import Catalogue
+from tollkeeper.migrate.catalogue import Catalogue, permitted
 from tollkeeper.migrate.dump import Programs, pieces_of
 from tollkeeper.migrate.progress import Progress, Silent
 
@@ -67,7 +67,8 @@ def checked_pieces(
         BackupMissing, BackupTruncated, BackupChanged: they were not.
     """
     try:
-        size_bytes = path.stat().st_size
+        with permitted(path), path.open("rb"):
+            size_bytes = path.stat().st_size
     except FileNotFoundError as error:
         raise BackupMissing(backup_id=backup.id, file=path.name) from error
     if size_bytes != facts.size_bytes:

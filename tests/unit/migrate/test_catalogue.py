@@ -1,16 +1,17 @@
 """The folder of backups on a real disk."""
 
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Self
 
 import pytest
 from tests.backup_values import NOW, kept_backup, verification
 
-from tollkeeper.migrate.backup_errors import BackupError, BackupMissing, DiskFull
+from tollkeeper.migrate.backup_errors import BackupError, BackupMissing, DiskFull, FilesRefused
 from tollkeeper.migrate.backup_model import Backup, Level
 from tollkeeper.migrate.catalogue import DUMP, GLOBALS, VERIFIED, Catalogue, PartialFile
 from tollkeeper.migrate.prune import prune, standings
@@ -180,3 +181,51 @@ def test_how_a_database_is_backed_up(catalogue: Catalogue) -> None:
         access.verified_level,
     )
     assert ledger.free_bytes > 0
+
+
+@contextmanager
+def powerless() -> Iterator[None]:
+    """Be nobody: the superuser may read everything."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+def test_files_that_we_may_not_read_are_said_and_keep_nobody_from_the_others() -> None:
+    with TemporaryDirectory() as place:
+        catalogue = Catalogue(Path(place))
+        hidden, shown = put(catalogue, 2), put(catalogue, 1)
+        catalogue.folder.chmod(0o755)
+        for path in catalogue.folder.iterdir():
+            path.chmod(0o000 if path.name.startswith(hidden.id) else 0o644)
+        told: list[BackupError] = []
+
+        with powerless():
+            found = catalogue.list(unreadable=told.append)
+            with pytest.raises(FilesRefused, match="may not read"):
+                catalogue.read(hidden.id)
+
+    assert [shown.id] == [kept.backup.id for kept in found]
+    assert [FilesRefused] == [type(error) for error in told]
+
+
+def test_folder_that_we_may_not_read_is_said() -> None:
+    with TemporaryDirectory() as place:
+        catalogue = Catalogue(Path(place))
+        backup = put(catalogue, 1)
+        catalogue.folder.chmod(0o000)
+        try:
+            with powerless():
+                looks: list[Callable[[], object]] = [
+                    catalogue.list,
+                    lambda: catalogue.read(backup.id),
+                ]
+                for look in looks:
+                    with pytest.raises(FilesRefused):
+                        look()
+        finally:
+            catalogue.folder.chmod(0o700)
