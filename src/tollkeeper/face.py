@@ -4,7 +4,7 @@ Imports neither server nor driver before a command needs them: `--help` is quick
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
@@ -177,7 +177,8 @@ class Face:
         """Print a sentence to standard error."""
         from tollkeeper.client.escapes import visible
 
-        typer.echo(visible(text), err=True)
+        with suppress(OSError):  # nobody may be listening any more: the work goes on
+            typer.echo(visible(text), err=True)
 
     def say_toned(self, text: str, tone: str) -> None:
         """Print a sentence to standard error, in the colour of its tone where there are colours."""

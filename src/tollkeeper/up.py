@@ -145,7 +145,7 @@ async def _migrate(settings: Settings, data: Path, dsns: Mapping[str, str], say:
     """Bring every database to this version; one that has been used is backed up before."""
     clock = SystemClock()
     run_id, folder = new_run_id(clock), folder_of(replace(settings, data=data))
-    with RunLog(folder, run_id, clock=clock) as log:
+    with RunLog(folder, run_id, clock=clock, say=say) as log:
         tell = both(log.tell, narrating(say))
         equipment = backup_equipment(settings, folder, log=tell, progress=Silent())
         for name, dsn in dsns.items():

@@ -112,7 +112,9 @@ class Up:
         """
         tried: dict[str, tuple[FileReport, ...]] = {}
         backups: dict[str, str] = {}
-        with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
+        with RunLog(
+            self._terminal.backups(), self._run_id, clock=self._clock, say=self._terminal.say
+        ) as log:
             tell = both(log.tell, colouring(self._terminal.say_toned))
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             for name, dsn in self._dsns.items():
@@ -134,7 +136,9 @@ class Up:
         """
         outcomes: list[Outcome] = []
         failure: TollkeeperError | None = None
-        with RunLog(self._terminal.backups(), self._run_id, clock=self._clock) as log:
+        with RunLog(
+            self._terminal.backups(), self._run_id, clock=self._clock, say=self._terminal.say
+        ) as log:
             tell = both(log.tell, colouring(self._terminal.say_toned))
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             log.tell(
