@@ -207,6 +207,8 @@ def test_last_run_is_taken_back_by_its_own_sql(migrated: Operator) -> None:
     [status] = migrated.asked("status", "cdefnet")
     assert (LAST["cdefnet"], []) == (status["version"], status["log_faults"])
     assert "taken back" in migrated("history", "cdefnet").out
+    opened = migrated.asked("rollback", "cdefnet", "--reopen")
+    assert {"database": "cdefnet", "was_closed": False} == opened
 
 
 def test_pending_files_are_rehearsed_on_a_copy(operator: Operator) -> None:

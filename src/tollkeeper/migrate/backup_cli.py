@@ -45,7 +45,7 @@ def _logged(
 
     clock = SystemClock()
     run_id = new_run_id(clock)
-    with RunLog(terminal.backups(), run_id, clock=clock) as log:
+    with RunLog(terminal.backups(), run_id, clock=clock, say=terminal.say) as log:
         tell = both(log.tell, colouring(terminal.say_toned))
         yield run_id, tell, terminal.equipment(tell, as_json=as_json)
 
@@ -214,7 +214,12 @@ def rollback(
         )  # fmt: skip
         if reopen:
             was_closed = run(back.reopen())
-            terminal.say("it is open again" if was_closed else "it was not closed by a rollback")
+            if as_json:
+                terminal.json({"database": target.value, "was_closed": was_closed})
+            else:
+                terminal.say(
+                    "it is open again" if was_closed else "it was not closed by a rollback"
+                )
             return
         where = Destination(version=to, backup=identifier, is_undo=undo)
         done = run(back.go(where))
