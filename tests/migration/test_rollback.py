@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -30,6 +31,7 @@ from tests.backups import (
 from tests.conftest import run
 from tests.ledger import consume, opening, running_ledger, topup, words_of
 
+from tollkeeper.migrate.back import Back, Destination
 from tollkeeper.migrate.backup import Occasion, take_backup
 from tollkeeper.migrate.backup_errors import (
     BackupChanged,
@@ -237,6 +239,26 @@ async def test_what_a_swap_would_break_is_refused_with_the_reason(
     missing = beside(dsn, "not_there")
     with pytest.raises(RollbackRefused, match="no such database"):
         await back(missing, backup.id, 0, equipment)
+
+
+async def test_swap_that_cannot_be_written_down_is_done_all_the_same(
+    dsn: str, equipment: Equipment, told: Told
+) -> None:
+    async with connected(dsn) as connection:
+        await connection.execute(
+            "CREATE TRIGGER refusing BEFORE INSERT ON tollkeeper_migration_log"
+            " EXECUTE FUNCTION refuse_migration_log_change()"
+        )
+    backup = await backed_up(dsn, equipment)
+    way = Back(
+        dsn, SERVICE, equipment, run_id=UUID(int=1), tell=equipment.log, accept_loss=0
+    )  # fmt: skip
+
+    gone = await way.go(Destination(backup=backup.id))
+
+    assert gone.swapped is not None
+    assert backup.id == gone.swapped.backup
+    assert "rollback.not_noted" in told.names
 
 
 # Under writers -----------------------------------------------------------------------------------

@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 from uuid import UUID
 
+from tollkeeper.database.errors import DatabaseError
 from tollkeeper.migrate import service
 from tollkeeper.migrate.equipment import Equipment
-from tollkeeper.migrate.errors import NothingToTakeBack, NotReversible, NoWayBack
+from tollkeeper.migrate.errors import (
+    MigrationError,
+    NothingToTakeBack,
+    NotReversible,
+    NoWayBack,
+)
 from tollkeeper.migrate.guarding import backing_up
 from tollkeeper.migrate.model import AppliedMigration, head_of
 from tollkeeper.migrate.report import FileReport, Tell
@@ -137,10 +143,16 @@ class Back:
         return await self._swapped(done, is_undo=False)
 
     async def _swapped(self, done: Rollback, *, is_undo: bool) -> Gone:
-        await service.remember_restored(
-            self._run, backup=done.backup, kept=done.kept, lost=done.lost,
-            lost_detail=done.lost_detail,
-        )  # fmt: skip
+        try:
+            await service.remember_restored(
+                self._run, backup=done.backup, kept=done.kept, lost=done.lost,
+                lost_detail=done.lost_detail,
+            )  # fmt: skip
+        except (MigrationError, DatabaseError) as error:
+            # It is done: whoever is told that it failed would do it again.
+            self._run.tell(
+                {"event": "rollback.not_noted", "database": self._database, "reason": str(error)}
+            )
         return Gone(database=self._database, swapped=done, is_undo=is_undo)
 
 

@@ -43,8 +43,10 @@ def sentence(event: Event) -> str | None:
             )
         case "migrate.was_cut":
             said = _cut(event)
-        case str() as name if name.startswith(("backup.", "restore.", "rollback.")):
+        case str() as name if name.startswith(("backup.", "restore.")):
             said = _of_backup(name, event)
+        case str() as name if name.startswith("rollback."):
+            said = _of_rollback(name, event)
     return said
 
 
@@ -64,6 +66,12 @@ def _of_backup(name: str, event: Event) -> str | None:
             said = f"{event['database']}: restoring {event['backup']} beside it"
         case "restore.space_unknown":
             said = f"{event['database']}: the server's free space is not known from here"
+    return said
+
+
+def _of_rollback(name: str, event: Event) -> str | None:
+    said = None
+    match name:
         case "rollback.estimated":
             said = f"{event['database']}: about {event['detail']} would be lost"
         case "rollback.closing":
@@ -74,6 +82,11 @@ def _of_backup(name: str, event: Event) -> str | None:
             said = f"{event['database']}: {event['detail']} are lost"
         case "rollback.reopened":
             said = f"{event['name']}: a cut rollback had left it closed; it is open again"
+        case "rollback.not_noted":
+            said = (
+                f"{event['database']}: its log of migrations does not say that it was swapped "
+                f"({event['reason']})"
+            )
         case "rollback.swapped":
             said = f"{event['database']}: {event['backup']} is live; kept as {event['kept']}"
     return said
