@@ -193,11 +193,18 @@ class Bars:
             self._bar = None
 
 
+_FILE_WIDTH = 10_000
+"""Wider than any row, in characters; rows are as long as they are."""
+
+
 class Listing:
     """A table that is printed as its rows come: only their widths are kept, which never shrink."""
 
     def __init__(self, out: Console, title: str, columns: Sequence[str]) -> None:
         self._out = out
+        if not out.is_terminal:
+            # A file has no edge: what is cut off there is lost to whoever reads it.
+            out.width = _FILE_WIDTH
         self._title = title
         self._columns = columns
         self._widths = [0 for _ in columns]

@@ -65,3 +65,12 @@ def test_a_json_document_says_the_same_and_obeys_nothing(
 
     assert [document, document] == [json.loads(line) for line in lines]
     assert all(visible(line[:-1]) == line[:-1] for line in lines)
+
+
+def test_nothing_is_cut_off_a_table_in_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    columns = [f"column {number:02} of many" for number in range(12)]
+    Screen().table("Wide", columns, [[*["x" * 20] * 11, "the last"]])
+
+    header, row = capsys.readouterr().out.splitlines()[-2:]
+    assert columns[-1] == header.strip().rpartition("  ")[2]
+    assert "the last" == row.strip().rpartition("  ")[2]
