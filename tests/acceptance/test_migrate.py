@@ -122,6 +122,23 @@ def test_run_stops_at_the_first_that_fails_and_goes_on_from_there(operator: Oper
     assert [] == [each["pending"] for each in operator.asked("status") if each["pending"]]
 
 
+def test_nothing_is_changed_while_one_of_several_cannot_be(operator: Operator) -> None:
+    operator("up", "cdefnet")
+    execute(
+        operator.dsns["cdefnet"],
+        "ALTER TABLE tollkeeper_migration_log DISABLE TRIGGER ALL;"
+        "UPDATE tollkeeper_migration_log SET checksum = repeat('0', 64), digest = repeat('0', 64)",
+    )
+
+    failed = operator("up", "--json", code=11)
+
+    said = json.loads(failed.out)
+    assert ["cdefnet"] == [each["database"] for each in said["databases"] if each["failed"]]
+    assert ["credits"] == said["not_touched"]
+    assert 0 == value(operator.dsns["credits"], "SELECT count(*) FROM pg_tables"
+                      " WHERE schemaname = 'public'")  # fmt: skip
+
+
 def test_status_says_what_is_pending_by_its_exit_code(operator: Operator) -> None:
     """In a process of its own, as a deployment asks."""
     environment = {"TOLLKEEPER_CDEFNET_DSN": operator.dsns["cdefnet"]}

@@ -5,6 +5,7 @@ A run that failed or was cut is run again: what is done is done, and it goes on 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -134,7 +135,7 @@ class Up:
         Raises:
             TollkeeperError: the first failure; the databases after it were not touched.
         """
-        outcomes: list[Outcome] = []
+        outcomes: Sequence[Outcome] = ()
         failure: TollkeeperError | None = None
         with RunLog(
             self._terminal.backups(), self._run_id, clock=self._clock, say=self._terminal.say
@@ -147,9 +148,8 @@ class Up:
                     "is_backed_up": self._options.is_backed_up,
                 }
             )  # fmt: skip
-            for name, dsn in self._dsns.items():
-                outcome, failure = await self._database(name, dsn, tell, equipment)
-                outcomes.append(outcome)
+            for work in (self._looked_at, partial(self._migrated, equipment=equipment)):
+                outcomes, failure = await work(tell)
                 if failure is not None:
                     break
             else:
@@ -158,6 +158,30 @@ class Up:
         self._show(outcomes, log.path)
         if failure is not None:
             raise failure
+
+    async def _looked_at(self, tell: Tell) -> tuple[Sequence[Outcome], TollkeeperError | None]:
+        """Look at every database before the first is changed; return the one that cannot be."""
+        for name, dsn in self._dsns.items():
+            available, before = service.shipped_migrations(name), 0
+            try:
+                before = head_of((await service.status(dsn, name, available)).applied)
+                await service.planned(dsn, name, available, to=self._options.to)
+            except TollkeeperError as error:
+                tell({"event": "migrate.failed", "database": name, "reason": str(error)})
+                return [Outcome(database=name, before=before, failed=str(error))], error
+        return [], None
+
+    async def _migrated(
+        self, tell: Tell, *, equipment: Equipment
+    ) -> tuple[Sequence[Outcome], TollkeeperError | None]:
+        """Migrate one after the other until one fails."""
+        outcomes: list[Outcome] = []
+        for name, dsn in self._dsns.items():
+            outcome, failure = await self._database(name, dsn, tell, equipment)
+            outcomes.append(outcome)
+            if failure is not None:
+                return outcomes, failure
+        return outcomes, None
 
     async def _database(
         self, name: str, dsn: str, tell: Tell, equipment: Equipment
@@ -228,18 +252,20 @@ class Up:
             self._terminal.say("nothing to apply: every schema is up to date")
 
     def _show(self, outcomes: Sequence[Outcome], log: Path) -> None:
+        named = {each.database for each in outcomes}
+        not_touched = [name for name in self._dsns if name not in named]
         if self._options.as_json:
             self._terminal.json(
                 {
                     "run": str(self._run_id),
                     "log": str(log),
                     "databases": [_as_data(each) for each in outcomes],
-                    "not_touched": list(self._dsns)[len(outcomes) :],
+                    "not_touched": not_touched,
                 }
             )
             return
         rows = [_as_row(each) for each in outcomes]
-        rows += [(name, *[""] * 5, "not touched", "") for name in list(self._dsns)[len(outcomes) :]]
+        rows += [(name, *[""] * 5, "not touched", "") for name in not_touched]
         tones = ["" if each.failed is None else "bad" for each in outcomes]
         tones += ["warn"] * (len(rows) - len(tones))
         self._terminal.table("Migrations", views.SUMMARY_COLUMNS, rows, tones)
