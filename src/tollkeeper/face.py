@@ -182,7 +182,8 @@ class Face:
 
     def say_toned(self, text: str, tone: str) -> None:
         """Print a sentence to standard error, in the colour of its tone where there are colours."""
-        self.screen().say(text, tone)
+        with suppress(OSError):  # as above
+            self.screen().say(text, tone)
 
     def screen(self, *, as_json: bool = False) -> "Screen":
         """Return where output goes."""
