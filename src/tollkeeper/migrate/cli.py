@@ -7,6 +7,7 @@ stops at the first that fails, says what became of each, and can be run again.
 
 import asyncio
 import signal
+import threading
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -342,7 +343,9 @@ def run(work: Coroutine[object, object, _Result]) -> _Result:
 async def _cancelled_by_signals(work: Coroutine[object, object, _Result]) -> _Result:
     loop, task = asyncio.get_running_loop(), asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # As for Ctrl-C: in another thread than the main one, signals are somebody else's.
+    is_ours = threading.current_thread() is threading.main_thread()
+    for number in (signal.SIGTERM, signal.SIGHUP) if is_ours else ():
         # `nohup` has us ignore SIGHUP: then we outlive the terminal.
         if signal.getsignal(number) != signal.SIG_IGN:
             loop.add_signal_handler(number, task.cancel)
