@@ -340,3 +340,18 @@ def test_who_ends_it_gets_what_ctrl_c_gets(operator: Operator) -> None:
     assert 130 == asyncio.run(end_while_it_waits())
     [log] = (operator.folder / "backups" / "runs").iterdir()
     assert "migrate.run_failed" in log.read_text()
+
+
+def test_database_that_was_never_migrated_is_backed_up_as_it_is(operator: Operator) -> None:
+    operator("backup", "credits", "--deep")
+
+    assert "deep" in operator("backups").out
+
+
+def test_program_reads_one_document_and_nothing_is_told_beside_it(operator: Operator) -> None:
+    done = operator("up", "cdefnet", "--json")
+    taken = operator("backup", "cdefnet", "--json")
+
+    assert ["", ""] == [done.err, taken.err]
+    assert "cdefnet" == json.loads(done.out)["databases"][0]["database"]
+    assert "cdefnet" == json.loads(taken.out)[0]["database"]

@@ -46,7 +46,7 @@ def _logged(
     clock = SystemClock()
     run_id = new_run_id(clock)
     with RunLog(terminal.backups(), run_id, clock=clock, say=terminal.say) as log:
-        tell = both(log.tell, colouring(terminal.say_toned))
+        tell = log.tell if as_json else both(log.tell, colouring(terminal.say_toned))
         yield run_id, tell, terminal.equipment(tell, as_json=as_json)
 
 

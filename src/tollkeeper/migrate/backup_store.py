@@ -164,7 +164,10 @@ class BackupStore:
                 for each in applied
             ),
             tables=await self.tables(progress),
-            facts={} if inspector is None else await inspector.facts(self._connection),
+            # Of a database that was never migrated nobody knows what it means.
+            facts={}
+            if inspector is None or not applied
+            else (await inspector.facts(self._connection)),
             flaws=await self.flaws(),
         )
 

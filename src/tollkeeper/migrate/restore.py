@@ -159,7 +159,7 @@ class Desk:
             *differences(backup.snapshot, snapshot),
             *(f"sequence {each} is behind its column" for each in behind),
         ]
-        if not faults and inspector is not None:
+        if not faults and inspector is not None and backup.snapshot.versions:
             faults += await inspector.faults(lambda: self.server.connect(name))
         return faults
 

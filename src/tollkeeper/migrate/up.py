@@ -18,7 +18,7 @@ from tollkeeper.migrate.guarding import backing_up, tidy
 from tollkeeper.migrate.model import head_of
 from tollkeeper.migrate.narration import colouring
 from tollkeeper.migrate.rehearsal import rehearse
-from tollkeeper.migrate.report import Event, FileReport, Tell
+from tollkeeper.migrate.report import Event, FileReport, Tell, silence
 from tollkeeper.migrate.retention import Policy
 from tollkeeper.migrate.runlog import RunLog, both
 
@@ -98,7 +98,7 @@ class Up:
         Raises:
             TollkeeperError: what `run` would have met.
         """
-        to, tell = self._options.to, colouring(self._terminal.say_toned)
+        to, tell = self._options.to, self._narrator()
         tried = {
             name: await service.dry_up(self._one(name, dsn, tell), to=to)
             for name, dsn in self._dsns.items()
@@ -116,7 +116,7 @@ class Up:
         with RunLog(
             self._terminal.backups(), self._run_id, clock=self._clock, say=self._terminal.say
         ) as log:
-            tell = both(log.tell, colouring(self._terminal.say_toned))
+            tell = both(log.tell, self._narrator())
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             for name, dsn in self._dsns.items():
                 run = self._one(name, dsn, tell)
@@ -140,7 +140,7 @@ class Up:
         with RunLog(
             self._terminal.backups(), self._run_id, clock=self._clock, say=self._terminal.say
         ) as log:
-            tell = both(log.tell, colouring(self._terminal.say_toned))
+            tell = both(log.tell, self._narrator())
             equipment = self._terminal.equipment(tell, as_json=self._options.as_json)
             log.tell(
                 {
@@ -205,6 +205,8 @@ class Up:
         try:
             before = head_of((await service.status(dsn, name, run.available)).applied)
             await service.up(run, to=self._options.to, done=reports.append)
+            if not reports:  # another run may have done it while we waited
+                before = head_of((await service.status(dsn, name, run.available)).applied)
         except TollkeeperError as error:
             failure = error
             tell({"event": "migrate.failed", "database": name, "reason": str(error)})
@@ -226,6 +228,10 @@ class Up:
             run_id=self._run_id,
             tell=tell,
         )
+
+    def _narrator(self) -> Tell:
+        """Return who tells people; where a program reads, nobody does."""
+        return silence if self._options.as_json else colouring(self._terminal.say_toned)
 
     def _show_tried(
         self,
