@@ -7,6 +7,8 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
+from tollkeeper.database.binaries import all_binaries, inspect_installation
+from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import SystemClock
@@ -112,6 +114,16 @@ async def eventually(condition: Callable[[], Awaitable[object]]) -> None:
             await asyncio.sleep(0.005)
 
 
+async def is_waiting_for(observer: Connection, event: str) -> bool:
+    """Tell whether a runner waits for an event of `pg_stat_activity`."""
+    count = await observer.fetchval(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND application_name LIKE 'tollkeeper migrate %' AND wait_event = $1",
+        event,
+    )
+    return bool(count)
+
+
 async def schema_of(connection: Connection) -> Mapping[str, str]:
     """Describe every index, table and column there is, apart from the runner's own."""
     rows = await connection.fetch(
@@ -126,3 +138,18 @@ async def schema_of(connection: Connection) -> Mapping[str, str]:
         """
     )
     return {row["name"]: row["what"] for row in rows}
+
+
+async def dump_of(dsn: str, *options: str) -> list[str]:
+    """Return the lines of a dump, apart from the random key of newer servers."""
+    connection = await connector(dsn)()
+    major = connection.get_server_version().major
+    await connection.close()
+    [binaries] = [each for each in all_binaries() if inspect_installation(each).major == major]
+    process = await asyncio.create_subprocess_exec(
+        str(binaries / "pg_dump"), *options, dsn, stdout=subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert 0 == process.returncode
+    lines = said.decode().splitlines()
+    return [line for line in lines if not line.startswith(("\\restrict", "\\unrestrict"))]

@@ -15,9 +15,7 @@ import httpx
 import pytest
 from tests.acceptance.conftest import Service, clean_environment, running_service, tollkeeper
 from tests.conftest import Databases
-
-from tollkeeper.database.binaries import all_binaries, inspect_installation
-from tollkeeper.database.embedded import EmbeddedServer
+from tests.migrations import dump_of
 
 PREVIOUS = Path(__file__).parent / "releases" / "previous.zip"
 BEFORE = {"PYTHONPATH": str(PREVIOUS)}
@@ -104,23 +102,9 @@ def test_release_before_is_really_another() -> None:
     assert done.stdout.startswith(str(PREVIOUS))
 
 
-async def dump_of(binaries: Path, dsn: str) -> list[str]:
-    """Return the lines of a dump of the schema, apart from the random key of newer servers."""
-    process = await asyncio.create_subprocess_exec(
-        str(binaries / "pg_dump"), "--schema-only", dsn, stdout=subprocess.PIPE
-    )
-    said, _ = await process.communicate()
-    assert 0 == process.returncode
-    lines = said.decode().splitlines()
-    return [line for line in lines if not line.startswith(("\\restrict", "\\unrestrict"))]
-
-
 async def test_upgraded_schema_is_the_fresh_one_to_the_letter(
-    other_databases: Databases, other_server: EmbeddedServer, tmp_path: Path
+    other_databases: Databases, tmp_path: Path
 ) -> None:
-    [binaries] = [
-        place for place in all_binaries() if inspect_installation(place).major == other_server.major
-    ]
     with (
         other_databases.fresh() as upgraded,
         other_databases.fresh() as access,
@@ -132,6 +116,6 @@ async def test_upgraded_schema_is_the_fresh_one_to_the_letter(
         await asyncio.to_thread(migrate, dsns, tmp_path)
 
         for one, other in ((fresh, upgraded), (fresh_access, access)):
-            expected = await dump_of(binaries, one)
+            expected = await dump_of(one, "--schema-only")
             assert len(expected) > 100
-            assert expected == await dump_of(binaries, other)
+            assert expected == await dump_of(other, "--schema-only")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.migrations import CLOCK, DEADLINE_S, HASTY, applied_to, eventually, steps
+from tests.migrations import CLOCK, DEADLINE_S, HASTY, applied_to, eventually, is_waiting_for, steps
 
 from tollkeeper.database.connect import close_gently, connector
 from tollkeeper.database.driver import Connection
@@ -17,7 +17,6 @@ from tollkeeper.database.errors import DatabaseUnavailable
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.migrate.errors import (
     DatabaseNewer,
-    MigrationBlocked,
     MigrationChanged,
     MigrationFailed,
     NotOneUnitOfWork,
@@ -26,7 +25,7 @@ from tollkeeper.migrate.errors import (
     RunnerRefused,
     UnknownDatabase,
 )
-from tollkeeper.migrate.model import DATABASES, Migration
+from tollkeeper.migrate.model import DATABASES
 from tollkeeper.migrate.service import (
     history,
     migrate,
@@ -50,15 +49,6 @@ async def table_exists(observer: Connection, name: str) -> bool:
     return bool(await observer.fetchval("SELECT to_regclass($1) IS NOT NULL", name))
 
 
-async def is_waiting_for(observer: Connection, event: str) -> bool:
-    count = await observer.fetchval(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND application_name LIKE 'tollkeeper migrate %' AND wait_event = $1",
-        event,
-    )
-    return bool(count)
-
-
 # What runs ---------------------------------------------------------------------------------------
 
 
@@ -79,42 +69,6 @@ async def test_applies_once_and_remembers(empty_dsn: str, observer: Connection) 
         tuple(row) for row in rows
     ]
     assert ["credits/0002_step.sql: applied"] == [line.rsplit(" in ", 1)[0] for line in said]
-
-
-async def test_runs_beside_each_other_apply_once(empty_dsn: str, observer: Connection) -> None:
-    """The first runner is held inside its file until the second one has met its lock."""
-    await observer.execute("SELECT pg_advisory_lock(42)")
-    migrations = steps("SELECT pg_advisory_xact_lock(42); CREATE TABLE once ();")
-    waiting = asyncio.Event()
-    said: list[str] = []
-
-    def say(line: str) -> None:
-        said.append(line)
-        waiting.set()
-
-    first = asyncio.create_task(applied_to(empty_dsn, migrations))
-    await eventually(lambda: is_waiting_for(observer, "advisory"))
-    second = asyncio.create_task(applied_to(empty_dsn, migrations, say=say))
-    async with asyncio.timeout(DEADLINE_S):
-        await waiting.wait()
-    await observer.execute("SELECT pg_advisory_unlock(42)")
-
-    assert tuple(migrations) == await first
-    assert () == await second
-    assert "credits: waiting for another runner: 'tollkeeper migrate credits' from" in said[0]
-
-
-async def test_eight_runners_at_once_apply_once(empty_dsn: str) -> None:
-    migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
-    start = asyncio.Barrier(8)
-
-    async def run() -> tuple[Migration, ...]:
-        await start.wait()
-        return await applied_to(empty_dsn, migrations)
-
-    results = await asyncio.gather(*(run() for _ in range(8)))
-
-    assert [tuple(migrations)] == [result for result in results if result]
 
 
 async def test_who_waits_too_long_learns_who_holds_the_lock(
@@ -322,24 +276,6 @@ async def test_defaults_of_the_database_do_not_reach_a_file(
     await observer.execute(f"ALTER DATABASE {database} SET {default}")
     migrations = steps("CREATE TABLE a (); SELECT pg_sleep(0.4);", "SELECT '\\';")
 
-    assert tuple(migrations) == await applied_to(empty_dsn, migrations)
-
-
-async def test_change_behind_a_held_lock_gives_up_and_says_so(
-    empty_dsn: str, observer: Connection
-) -> None:
-    await observer.execute("CREATE TABLE busy ()")
-    migrations = steps("ALTER TABLE busy ADD COLUMN more integer;")
-    said: list[str] = []
-
-    async with observer.transaction():
-        await observer.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
-        with pytest.raises(MigrationBlocked) as caught:
-            await applied_to(empty_dsn, migrations, say=said.append, patience=HASTY)
-
-    assert 3 == caught.value.attempts
-    assert 2 == sum("again in" in line for line in said)
-    assert any("waits for AccessExclusiveLock on busy, held by" in line for line in said)
     assert tuple(migrations) == await applied_to(empty_dsn, migrations)
 
 

@@ -1,11 +1,22 @@
 """Taking files back by their own SQL, trying them without a trace, and what is refused before."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from tests.conftest import Databases
-from tests.migrations import HASTY, applied_to, eventually, run_of, schema_of, step
+from tests.migrations import (
+    DEADLINE_S,
+    HASTY,
+    applied_to,
+    dump_of,
+    eventually,
+    is_waiting_for,
+    run_of,
+    schema_of,
+    step,
+    steps,
+)
 from tests.pgbouncer import running_pgbouncer
 
 from tollkeeper.database.connect import close_gently, connector
@@ -19,7 +30,7 @@ from tollkeeper.migrate.errors import (
     PoolerRefused,
     VerifyFailed,
 )
-from tollkeeper.migrate.model import DATABASES
+from tollkeeper.migrate.model import DATABASES, Migration
 from tollkeeper.migrate.script import migration_from
 from tollkeeper.migrate.service import (
     down,
@@ -41,6 +52,13 @@ INDEX = migration_from(
     "-- up transaction:false\nCREATE INDEX CONCURRENTLY one_a ON one (a);\n-- verify\n"
     "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('one_a');\n",
 )
+
+
+@pytest.fixture
+def empty_dsn(other_databases: Databases) -> Iterator[str]:
+    """A fresh empty database, on each PostgreSQL installed here."""
+    with other_databases.fresh() as dsn:
+        yield dsn
 
 
 @pytest.fixture
@@ -208,18 +226,11 @@ async def dumped(connection: Connection) -> object:
 # Without a trace ---------------------------------------------------------------------------------
 
 
-async def everything(observer: Connection) -> object:
-    schema = await schema_of(observer)
-    rows = await observer.fetch("SELECT a, to_jsonb(one) FROM one ORDER BY a")
-    log = await observer.fetch("SELECT number, hash FROM tollkeeper_migration_log ORDER BY number")
-    return schema, [tuple(row) for row in rows], [tuple(row) for row in log]
-
-
 async def test_dry_run_does_everything_and_leaves_nothing(
     empty_dsn: str, observer: Connection
 ) -> None:
     await applied_to(empty_dsn, [BASE])
-    before = await everything(observer)
+    before = await dump_of(empty_dsn)
     rewriting = step(4, "ALTER TABLE one ALTER COLUMN a TYPE bigint;")
 
     reports = await dry_up(run_of(empty_dsn, [BASE, WIDER, INDEX, rewriting]))
@@ -229,7 +240,7 @@ async def test_dry_run_does_everything_and_leaves_nothing(
     ]
     assert [{"one": "AccessExclusiveLock"}, {}] == [dict(reports[n].locks) for n in (0, 2)]
     assert ["one"] == list(reports[2].rewritten)
-    assert before == await everything(observer)
+    assert before == await dump_of(empty_dsn)
 
 
 async def test_dry_run_meets_what_the_run_would_meet(empty_dsn: str, observer: Connection) -> None:
@@ -244,6 +255,63 @@ async def test_dry_run_meets_what_the_run_would_meet(empty_dsn: str, observer: C
             await dry_up(run_of(empty_dsn, [BASE, WIDER], patience=HASTY))
 
     assert {"one.a"} == {name for name in await schema_of(observer) if "one" in name}
+
+
+# One at a time, and never for long --------------------------------------------------------------
+
+
+async def test_runs_beside_each_other_apply_once(empty_dsn: str, observer: Connection) -> None:
+    """The first runner is held inside its file until the second one has met its lock."""
+    await observer.execute("SELECT pg_advisory_lock(42)")
+    migrations = steps("SELECT pg_advisory_xact_lock(42); CREATE TABLE once ();")
+    waiting = asyncio.Event()
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        waiting.set()
+
+    first = asyncio.create_task(applied_to(empty_dsn, migrations))
+    await eventually(lambda: is_waiting_for(observer, "advisory"))
+    second = asyncio.create_task(applied_to(empty_dsn, migrations, say=say))
+    async with asyncio.timeout(DEADLINE_S):
+        await waiting.wait()
+    await observer.execute("SELECT pg_advisory_unlock(42)")
+
+    assert tuple(migrations) == await first
+    assert () == await second
+    assert "credits: waiting for another runner: 'tollkeeper migrate credits' from" in said[0]
+
+
+async def test_eight_runners_at_once_apply_once(empty_dsn: str) -> None:
+    migrations = steps("CREATE TABLE one ();", "CREATE TABLE two ();")
+    start = asyncio.Barrier(8)
+
+    async def run() -> tuple[Migration, ...]:
+        await start.wait()
+        return await applied_to(empty_dsn, migrations)
+
+    results = await asyncio.gather(*(run() for _ in range(8)))
+
+    assert [tuple(migrations)] == [result for result in results if result]
+
+
+async def test_change_behind_a_held_lock_gives_up_and_says_so(
+    empty_dsn: str, observer: Connection
+) -> None:
+    await observer.execute("CREATE TABLE busy ()")
+    migrations = steps("ALTER TABLE busy ADD COLUMN more integer;")
+    said: list[str] = []
+
+    async with observer.transaction():
+        await observer.execute("LOCK TABLE busy IN ACCESS SHARE MODE")
+        with pytest.raises(MigrationBlocked) as caught:
+            await applied_to(empty_dsn, migrations, say=said.append, patience=HASTY)
+
+    assert 3 == caught.value.attempts
+    assert 2 == sum("again in" in line for line in said)
+    assert any("waits for AccessExclusiveLock on busy, held by" in line for line in said)
+    assert tuple(migrations) == await applied_to(empty_dsn, migrations)
 
 
 # Refused -----------------------------------------------------------------------------------------
