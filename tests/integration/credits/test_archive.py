@@ -175,6 +175,47 @@ async def test_moving_asks_for_no_lock_of_the_table_while_somebody_reads_the_par
     assert [] != await aged.partitions("archived_transactions")
 
 
+WAITING = (
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation' AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+async def test_readers_that_follow_each_other_do_not_keep_a_partition(
+    aged: Aged, credits_dsn: str
+) -> None:
+    """Whoever queues behind the move holds the table: it must not need it while they wait."""
+    settings = {"application_name": "reader"}
+    first, second = [await connector(credits_dsn, settings=settings)() for _ in range(2)]
+    connection = await connector(credits_dsn, settings=SESSION_SETTINGS)()
+    for step in STEPS[:2]:
+        await step(connection, ArchiveStore())
+    (oldest, *_) = await ArchiveStore().archivable(connection, 2)
+
+    async def moved_between_readers() -> bool:
+        await first.execute("BEGIN")
+        await first.fetch("SELECT FROM credit_transactions")
+        moving = asyncio.ensure_future(ArchiveStore().archive(connection, oldest.partition))
+        following = None
+        while not moving.done():
+            waiting = await aged.owner.fetchval(WAITING)
+            if waiting == 1 and following is None:
+                following = asyncio.ensure_future(second.fetch("SELECT FROM credit_transactions"))
+            if waiting == 2:
+                break
+        await first.execute("COMMIT")
+        results = await asyncio.gather(moving, *filter(None, [following]), return_exceptions=True)
+        return results[0] is None
+
+    attempts = 0  # a slow machine may not queue anybody within 0.2 s
+    while attempts < 20 and not await moved_between_readers():
+        attempts += 1
+    for each in (first, second, connection):
+        await each.close()
+
+    assert attempts < 20
+
+
 async def test_archiving_beside_writers_and_readers_accuses_nobody_and_loses_nothing(
     other_credits_dsn: str, tmp_path: Path
 ) -> None:
