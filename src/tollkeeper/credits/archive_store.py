@@ -51,6 +51,8 @@ class Archived:
     to_time: datetime
     is_there: bool
     note: str | None
+    transactions: int | None
+    root: bytes | None
     is_due: bool
     problem: str | None
 
@@ -89,8 +91,8 @@ class ArchiveStore:
         return [
             Archived(
                 partition=row["partition"], from_time=row["from_time"], to_time=row["to_time"],
-                is_there=row["is_there"], note=row["note"], is_due=bool(row["is_due"]),
-                problem=row["problem"],
+                is_there=row["is_there"], note=row["note"], transactions=row["transactions"],
+                root=row["root"], is_due=bool(row["is_due"]), problem=row["problem"],
             )
             for row in rows
         ]  # fmt: skip

@@ -33,6 +33,9 @@ ATTEMPTS: Final = Backoff(first_ms=250.0, ceiling_ms=4_000.0, retries=6)
 CHECK_AFTER: Final = timedelta(days=30)
 """A seal is compared with its partition again after this time."""
 
+LOST: Final = "it is not in the archive"
+"""What is wrong with a partition that has a seal and is nowhere."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -75,7 +78,7 @@ class Archivist:
             for archived in await self._store.archived(connection, check_after):
                 if archived.note is None:
                     await self._seal(connection, archived)
-                elif archived.is_due or (not archived.is_there and archived.problem is None):
+                elif archived.is_due or archived.is_there == (archived.problem == LOST):
                     await self._check(connection, archived)
             left = await self._store.archived(connection, check_after)
         broken = sum(not each.is_there or each.problem is not None for each in left)
@@ -137,12 +140,14 @@ class Archivist:
         """Return what is wrong with a partition beside its seal, None when nothing is."""
         assert archived.note is not None
         if not archived.is_there:
-            return "it is not in the archive"
+            return LOST
         if (signature := self._problem_of_signature(archived.note)) is not None:
             return signature
         seal = await self._read(connection, archived)
         if seal.body() != body_of(archived.note):
             return "its rows are not those that were sealed"
+        if (archived.transactions, archived.root) != (seal.tree.size, seal.tree.root):
+            return "its seal has other numbers beside its text"
         return None
 
     def _problem_of_signature(self, note: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -295,6 +296,7 @@ EDITS = {
     "hash": "UPDATE archived_transactions SET hash = sha256('x') WHERE sequence = 3",
     "row": "DELETE FROM archived_transactions WHERE sequence = 3",
     "seal": "UPDATE partition_seals SET note = replace(note, 'topup 2', 'topup 3')",
+    "numbers": "UPDATE partition_seals SET root = sha256('x') WHERE transactions = 5",
     "table": (
         "DO $$ DECLARE part regclass; BEGIN SELECT tableoid::regclass INTO part"
         " FROM archived_transactions WHERE account_id = 'ann' AND sequence = 3;"
@@ -394,6 +396,36 @@ async def test_a_dump_brings_the_archive_back_as_it_was(
     assert kept == len(await seals_of(aged))
     assert 0 == registry.get_sample_value("credits_broken_seals")
     assert kept == registry.get_sample_value("credits_seal_checks_total", {"result": "intact"})
+
+
+DETACH = "ALTER TABLE archived_transactions DETACH PARTITION {}"
+ATTACH = "ALTER TABLE credit_transactions ATTACH PARTITION {} FOR VALUES FROM ('{}') TO ('{}')"
+
+
+async def test_a_partition_that_was_taken_back_accuses_nobody_and_goes_again(
+    aged: Aged, credits_dsn: str
+) -> None:
+    """Also when somebody looked while it was in neither table."""
+    idle, registry = CollectorRegistry(), CollectorRegistry()
+    broken = partial(idle.get_sample_value, "credits_broken_seals")
+    await archive(credits_dsn)
+    ((partition, since, until),) = await aged.owner.fetch(
+        "SELECT partition, from_time::text, to_time::text FROM partition_seals LIMIT 1"
+    )
+    await aged.owner.execute(DETACH.format(partition))
+    async with running_archivist(credits_dsn, after_quarters=0, registry=idle) as archivist:
+        await archivist.round()
+        lost = broken()
+        await aged.owner.execute(ATTACH.format(partition, since, until))
+        await archivist.round()
+    await aged.ledger.assert_sound()
+    async with running_archivist(credits_dsn, registry=registry) as archivist:
+        await archivist.round()
+
+    assert (1, 0) == (lost, broken())
+    assert 0 == registry.get_sample_value("credits_broken_seals")
+    assert partition in await aged.partitions("archived_transactions")
+    await aged.ledger.assert_sound()
 
 
 async def test_two_archivists_at_once_do_the_work_once(aged: Aged, credits_dsn: str) -> None:
