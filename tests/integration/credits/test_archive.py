@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from tests.database_clock import set_ahead
 from tests.forging import faults_of
 from tests.ledger import Ledger, consume, running_ledger, topup, words, words_of
 from tests.reconciliation import look_at_all, running_reconciler, unfreeze
+from tests.usage import running_roller
 
 from tollkeeper.credits import requests
 from tollkeeper.credits.archive_store import SESSION_SETTINGS, ArchiveStore
@@ -21,6 +23,9 @@ from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.model import Posted, Transaction
 from tollkeeper.credits.note import open_note
+from tollkeeper.credits.usage import SLOT, START, Bucket, By, Question, Usage, slot_of
+from tollkeeper.credits.usage_reader import UsageReader
+from tollkeeper.credits.usage_store import UsageStore
 from tollkeeper.database.binaries import all_binaries
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
@@ -396,6 +401,29 @@ async def test_a_dump_brings_the_archive_back_as_it_was(
     assert kept == len(await seals_of(aged))
     assert 0 == registry.get_sample_value("credits_broken_seals")
     assert kept == registry.get_sample_value("credits_seal_checks_total", {"result": "intact"})
+
+
+async def test_usage_counts_what_is_archived_whether_it_is_rolled_up_or_not(
+    aged: Aged, credits_dsn: str
+) -> None:
+    end = slot_of(datetime.now(UTC)) + 2 * SLOT
+    question = Question(
+        account_id=ANN, start=end - 8 * QUARTER, end=end, by=By.DAY, zone_name="UTC", zone=UTC
+    )
+    reader = UsageReader(aged.ledger.pool, UsageStore(), aged.ledger.store)
+
+    async def usage() -> tuple[Question, Usage, tuple[Bucket, ...]]:
+        return await reader.page(question, None, after=START, limit=100)
+
+    before = await usage()
+    await archive(credits_dsn)
+    archived = await usage()
+    async with running_roller(credits_dsn) as roller:
+        await roller.round()
+    kept = await aged.owner.fetchval("SELECT max(sequence) FROM rolled_accounts")
+
+    assert before == archived == await usage()
+    assert before[1].transactions == kept
 
 
 DETACH = "ALTER TABLE archived_transactions DETACH PARTITION {}"

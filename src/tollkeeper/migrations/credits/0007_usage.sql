@@ -29,8 +29,7 @@ COMMENT ON COLUMN usage_rollups.feature IS 'what the credits were spent on; empt
 COMMENT ON COLUMN usage_rollups.peak_balance IS 'highest balance after one of the transactions';
 
 -- Up to which transaction each account is rolled up: by sequence, so that no clock is trusted. Changed in the
--- same statement as the rollups. Rows behind it are still needed where they are: nothing may be archived
--- that is not rolled up (block `is_usage_rolled_up`).
+-- same statement as the rollups.
 CREATE TABLE rolled_accounts (
     sequence bigint NOT NULL,
     shard smallint NOT NULL,
@@ -61,7 +60,7 @@ AS $$
 $$;
 
 -- Transactions as usage counts them. A capture without a feature has its hold's, a refund that of what it gives
--- back. Whoever archives rows may find a refund of an archived one here: without a feature of its own it has none.
+-- back.
 CREATE VIEW usage_rows AS
 SELECT
     t.shard,
