@@ -69,9 +69,14 @@ class ArchiveStore:
             connection, self._sql["take_archive_lock"], self._sql["release_archive_lock"]
         )
 
-    async def archivable(self, connection: Connection, quarters: int) -> list[Archivable]:
-        """Return the live partitions that ended so many quarters ago, oldest first."""
-        rows = await connection.fetch(self._sql["archivable_partitions"], quarters)
+    async def archivable(
+        self, connection: Connection, quarters: int, now: datetime
+    ) -> list[Archivable]:
+        """Return the live partitions that ended so many quarters ago, oldest first.
+
+        Both by `now` and by the database's clock.
+        """
+        rows = await connection.fetch(self._sql["archivable_partitions"], quarters, now)
         return [
             Archivable(partition=row["partition"], bound=row["bound"], validate=row["validate"])
             for row in rows

@@ -40,7 +40,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Archivist:
-    """Archives the partitions of one ledger, as the owner of its schema."""
+    """Archives the partitions of one ledger, as the owner of its schema.
+
+    Its clock and the database's must agree that a partition is old: what is archived takes no
+    transaction any more, so one clock that runs ahead must not archive what is written to.
+    """
 
     def __init__(
         self,
@@ -73,7 +77,8 @@ class Archivist:
             if not held:
                 return
             if self._after_quarters:
-                for each in await self._store.archivable(connection, self._after_quarters):
+                now = self._clock.now()
+                for each in await self._store.archivable(connection, self._after_quarters, now):
                     await self._archive(connection, each)
             for archived in await self._store.archived(connection, check_after):
                 if archived.note is None:

@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.archive import EVERY_SEAL, QUARTER, Aged, aged_ledger, running_archivist
 from tests.checkpoints import KEY, running_maker
+from tests.clocks import SetClock
 from tests.database_clock import set_ahead
 from tests.forging import faults_of
 from tests.ledger import Ledger, consume, running_ledger, topup, words, words_of
@@ -91,19 +92,19 @@ async def test_an_archived_ledger_answers_as_before(other_credits_dsn: str) -> N
 
 
 async def step_bound(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         if each.bound is not None:
             await store.prepare(connection, each.bound)
 
 
 async def step_validate(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         if each.validate is not None:
             await store.prepare(connection, each.validate)
 
 
 async def step_archive(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         await store.archive(connection, each.partition)
 
 
@@ -196,7 +197,7 @@ async def test_readers_that_follow_each_other_do_not_keep_a_partition(
     connection = await connector(credits_dsn, settings=SESSION_SETTINGS)()
     for step in STEPS[:2]:
         await step(connection, ArchiveStore())
-    (oldest, *_) = await ArchiveStore().archivable(connection, 2)
+    (oldest, *_) = await ArchiveStore().archivable(connection, 2, datetime.now(UTC))
 
     async def moved_between_readers() -> bool:
         await first.execute("BEGIN")
@@ -275,7 +276,7 @@ async def test_archiving_beside_writers_and_readers_accuses_nobody_and_loses_not
 
 
 async def _archivable(aged: Aged, quarters: int) -> bool:
-    return bool(await ArchiveStore().archivable(aged.owner, quarters))
+    return bool(await ArchiveStore().archivable(aged.owner, quarters, datetime.now(UTC)))
 
 
 async def test_an_edited_archived_row_is_found_by_its_chain_and_by_its_seal(
@@ -465,6 +466,15 @@ async def test_two_archivists_at_once_do_the_work_once(aged: Aged, credits_dsn: 
 
 async def test_without_the_setting_nothing_is_archived(aged: Aged, credits_dsn: str) -> None:
     async with running_archivist(credits_dsn, after_quarters=0) as archivist:
+        await archivist.round()
+
+    assert [] == await aged.partitions("archived_transactions")
+
+
+async def test_one_clock_that_runs_ahead_archives_nothing(aged: Aged, credits_dsn: str) -> None:
+    """The worker's and the database's must agree: what is archived takes no payment any more."""
+    clock = SetClock(datetime.now(UTC) - 8 * QUARTER)
+    async with running_archivist(credits_dsn, clock=clock) as archivist:
         await archivist.round()
 
     assert [] == await aged.partitions("archived_transactions")

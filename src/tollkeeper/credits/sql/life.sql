@@ -55,9 +55,9 @@ SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.archive', 0));
 SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.archive', 0));
 
 -- archivable_partitions --
--- Partitions of credit_transactions that ended $1 quarters ago, oldest first, and the statements that write their bounds
--- down: `bound` is null once they stand there, `validate` once all rows were looked at. The server writes them: names are
--- never formatted here.
+-- Partitions of credit_transactions that ended $1 quarters before $2 and before now, oldest first, and the statements
+-- that write their bounds down: `bound` is null once they stand there, `validate` once all rows were looked at. The
+-- server writes them: names are never formatted here.
 SELECT
     p.partition,
     CASE
@@ -78,7 +78,7 @@ FROM (
     WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
 ) AS p
 LEFT JOIN pg_constraint AS k ON k.conrelid = p.oid AND k.conname = 'archive_bounds'
-WHERE p.ends[2]::timestamptz <= now() - $1 * interval '3 months'
+WHERE p.ends[2]::timestamptz <= least(now(), $2::timestamptz) - $1 * interval '3 months'
 ORDER BY p.ends[2]::timestamptz;
 
 -- archive_partition --
