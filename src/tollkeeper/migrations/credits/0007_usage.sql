@@ -39,12 +39,13 @@ CREATE TABLE rolled_accounts (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 -- The feature that metadata names; null: none, or one that cannot be. The first test keeps out what JSON may
--- write and text cannot hold: whoever wrote it must not keep anybody from reading the other rows.
+-- write and text cannot hold: whoever wrote it must not keep anybody from reading the other rows. A backslash that
+-- is one (C:\udata) is written as two, and begins nothing.
 CREATE FUNCTION usage_feature(metadata json) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
     SELECT CASE
-        WHEN metadata::text ~ '\\u(0000|[dD][89a-fA-F])' THEN NULL
+        WHEN replace(metadata::text, '\\', '') ~ '\\u(0000|[dD][89a-fA-F])' THEN NULL
         WHEN json_typeof(metadata -> 'feature') <> 'string' THEN NULL
         WHEN char_length(metadata ->> 'feature') > 128 THEN NULL
         ELSE metadata ->> 'feature'
@@ -109,6 +110,7 @@ GRANT SELECT ON usage_rollups, rolled_accounts, usage_rows TO tollkeeper_credits
 SELECT count(*) = 0 FROM usage_rollups;
 SELECT uuid7_moment(uuid7_bound('2026-01-31T12:00:00.001Z')) = '2026-01-31T12:00:00.001Z';
 SELECT usage_feature('{"feature": "chat"}') = 'chat' AND usage_feature('{"feature": 7}') IS NULL;
+SELECT usage_feature('{"feature": "C:\\udata"}') = 'C:\udata' AND usage_feature('{"feature": "C:\\\udc00"}') IS NULL;
 
 -- down derived:usage_rollups,rolled_accounts
 DROP VIEW usage_rows;
