@@ -79,7 +79,8 @@ class Archivist:
             if self._after_quarters:
                 now = self._clock.now()
                 for each in await self._store.archivable(connection, self._after_quarters, now):
-                    await self._archive(connection, each)
+                    if not await self._archive(connection, each):
+                        break  # who keeps this one keeps the next: each attempt stops the commits
             for archived in await self._store.archived(connection, check_after):
                 if archived.note is None:
                     await self._seal(connection, archived)
@@ -91,17 +92,20 @@ class Archivist:
 
     # Moving --------------------------------------------------------------------------------------
 
-    async def _archive(self, connection: Connection, archivable: Archivable) -> None:
+    async def _archive(self, connection: Connection, archivable: Archivable) -> bool:
+        """Move a partition; False when somebody keeps a lock on it."""
         for statement in (archivable.bound, archivable.validate):
             if statement is not None and not await self._locked(
                 archivable.partition, partial(self._store.prepare, connection, statement)
             ):
-                return
-        if await self._locked(
+                return False
+        is_moved = await self._locked(
             archivable.partition, partial(self._store.archive, connection, archivable.partition)
-        ):
+        )
+        if is_moved:
             self._metrics.archived()
             _log.info("worker.partition_archived", partition=archivable.partition)
+        return is_moved
 
     async def _locked(self, partition: str, work: Callable[[], Awaitable[None]]) -> bool:
         """Do what needs a lock, again after growing waits; False when somebody keeps it."""

@@ -174,7 +174,8 @@ async def test_moving_asks_for_no_lock_of_the_table_while_somebody_reads_the_par
 
         assert live == await aged.partitions("credit_transactions")
         assert count == await reader.fetchval("SELECT count(*) FROM ledger_transactions")
-        assert registry.get_sample_value("credits_archive_postponements_total")
+        # Nor once for every partition: each attempt may cost commits 0.2 s.
+        assert 1 == registry.get_sample_value("credits_archive_postponements_total")
     await reader.close()
     await connection.close()
     await archive(credits_dsn)
