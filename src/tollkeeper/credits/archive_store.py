@@ -28,6 +28,9 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "jit": "off",
+    # Bounds of partitions are read as the server writes them: abbreviations of zones are ambiguous.
+    "datestyle": "ISO",
+    "timezone": "UTC",
     **TIMEOUTS.settings(),
 }
 """What the archivist's connection is opened with."""

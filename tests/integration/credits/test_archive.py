@@ -11,7 +11,6 @@ import pytest
 from prometheus_client import CollectorRegistry
 from tests.archive import EVERY_SEAL, QUARTER, Aged, aged_ledger, running_archivist
 from tests.checkpoints import KEY, running_maker
-from tests.clocks import SetClock
 from tests.database_clock import set_ahead
 from tests.forging import faults_of
 from tests.ledger import Ledger, consume, running_ledger, topup, words, words_of
@@ -467,15 +466,6 @@ async def test_two_archivists_at_once_do_the_work_once(aged: Aged, credits_dsn: 
 
 async def test_without_the_setting_nothing_is_archived(aged: Aged, credits_dsn: str) -> None:
     async with running_archivist(credits_dsn, after_quarters=0) as archivist:
-        await archivist.round()
-
-    assert [] == await aged.partitions("archived_transactions")
-
-
-async def test_one_clock_that_runs_ahead_archives_nothing(aged: Aged, credits_dsn: str) -> None:
-    """The worker's and the database's must agree: what is archived takes no payment any more."""
-    clock = SetClock(datetime.now(UTC) - 8 * QUARTER)
-    async with running_archivist(credits_dsn, clock=clock) as archivist:
         await archivist.round()
 
     assert [] == await aged.partitions("archived_transactions")
