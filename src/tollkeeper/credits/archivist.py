@@ -165,7 +165,7 @@ class Archivist:
             return None
         try:
             _, signatures = split_note(note)
-            if self._key.name in {name for name, _ in signatures}:
+            if any(self._key.verifying.is_named_by(*signature) for signature in signatures):
                 open_note(note, [self._key.verifying])
         except NoteInvalid as error:
             return f"its seal cannot be believed: {error}"

@@ -22,7 +22,7 @@ from tollkeeper.credits.archive_store import SESSION_SETTINGS, ArchiveStore
 from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.model import Posted, Transaction
-from tollkeeper.credits.note import open_note
+from tollkeeper.credits.note import make_key, open_note
 from tollkeeper.credits.usage import SLOT, START, Bucket, By, Question, Usage, slot_of
 from tollkeeper.credits.usage_reader import UsageReader
 from tollkeeper.credits.usage_store import UsageStore
@@ -330,6 +330,19 @@ async def test_a_signed_seal_finds_what_was_done_to_it_or_to_its_rows(
     assert 0 == intact
     assert 1 == registry.get_sample_value("credits_broken_seals")
     assert None in {fault.account_id for fault in await faults_of(aged.ledger)}
+
+
+async def test_another_key_of_the_same_name_doubts_no_seal(aged: Aged, credits_dsn: str) -> None:
+    """The guide says that a worker may be started with a new key."""
+    registry = CollectorRegistry()
+    async with running_archivist(credits_dsn, key=KEY) as archivist:
+        await archivist.round()
+    another = make_key(KEY.name, bytes(32))
+    async with running_archivist(credits_dsn, key=another, registry=registry) as archivist:
+        await archivist.round(EVERY_SEAL)
+
+    assert 0 == registry.get_sample_value("credits_broken_seals")
+    assert 0 < (registry.get_sample_value("credits_archive_partitions") or 0)
 
 
 async def test_a_seal_without_a_key_says_so(aged: Aged, credits_dsn: str) -> None:
