@@ -296,7 +296,7 @@ BEGIN
         EXCEPTION
             -- A table of that name that somebody else made: the others must not wait for it. The ends of the
             -- partitions tell.
-            WHEN check_violation OR datatype_mismatch OR undefined_column OR invalid_table_definition THEN
+            WHEN check_violation OR datatype_mismatch OR undefined_column OR invalid_table_definition OR wrong_object_type THEN
                 RAISE WARNING '% is no partition of %: %', child, parent, SQLERRM;
         END;
     END LOOP;
