@@ -18,7 +18,7 @@ from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.backoff import Backoff
-from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.kernel.clock import Clock, SystemClock
 from tollkeeper.kernel.ids import TransactionId
 
 QUARTER = timedelta(days=91)
@@ -85,12 +85,12 @@ async def running_archivist(
     after_quarters: int = 2,
     registry: CollectorRegistry | None = None,
     attempts: Backoff | None = None,
+    clock: Clock | None = None,
 ) -> AsyncIterator[Archivist]:
-    clock = SystemClock()
-    pool = Pool(connector(dsn, settings=SESSION_SETTINGS), size=1, clock=clock)
+    pool = Pool(connector(dsn, settings=SESSION_SETTINGS), size=1, clock=SystemClock())
     try:
         yield Archivist(
-            pool, ArchiveStore(), key=key, clock=clock, jitter=lambda: 0.0,
+            pool, ArchiveStore(), key=key, clock=clock or SystemClock(), jitter=lambda: 0.0,
             metrics=ArchiveMetrics(registry or CollectorRegistry()),
             after_quarters=after_quarters,
             attempts=attempts or Backoff(first_ms=1.0, ceiling_ms=1.0, retries=0),

@@ -4,7 +4,7 @@ Firing is none of it: the planner decides it and the engine commits it. Setting 
 account's row lock and counts its `alert_revision` up, so a commit either was there before and is
 seen here, or misses and is planned anew.
 
-Every method is one unit of work, and may be repeated: the same thresholds again change nothing, and
+Every method may be repeated: the same thresholds again change nothing, and
 an alert is acknowledged once.
 """
 
@@ -66,7 +66,7 @@ class AlertService:
             LedgerUnavailable: try again.
         """
         shard, setting = shard_of(account_id), None
-        async with self._unit_of_work() as connection:
+        async with self._lent() as connection, connection.transaction():
             found = await self._store.lock_account(connection, account_id, shard)
             account = _visible(None if found is None else found[0], account_id, by.tenant_id)
             assert found is not None
@@ -134,7 +134,9 @@ class AlertService:
             AlertNotFound: there is none, or it is another tenant's.
             LedgerUnavailable: try again.
         """
-        async with self._unit_of_work() as connection:
+        # One statement by itself: kept in a unit of work, its row would keep the commit that ends
+        # this alert, a payment, for as long as this process is paused.
+        async with self._lent() as connection:
             done = await self._store.acknowledge(
                 connection, alert_id, by.tenant_id, by=by.key_id, note=note
             )
@@ -155,10 +157,10 @@ class AlertService:
         return alert
 
     @asynccontextmanager
-    async def _unit_of_work(self) -> AsyncIterator[Connection]:
+    async def _lent(self) -> AsyncIterator[Connection]:
         """Lend a connection; what may succeed when it is tried again is the caller's to repeat."""
         try:
-            async with self._writes.connection() as connection, connection.transaction():
+            async with self._writes.connection() as connection:
                 yield connection
         except Exception as error:
             if not is_retryable(error):

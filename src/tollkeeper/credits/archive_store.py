@@ -28,6 +28,9 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
     "max_parallel_workers_per_gather": "0",
     "work_mem": "64MB",
     "jit": "off",
+    # Bounds of partitions are read as the server writes them: abbreviations of zones are ambiguous.
+    "datestyle": "ISO",
+    "timezone": "UTC",
     **TIMEOUTS.settings(),
 }
 """What the archivist's connection is opened with."""
@@ -51,6 +54,8 @@ class Archived:
     to_time: datetime
     is_there: bool
     note: str | None
+    transactions: int | None
+    root: bytes | None
     is_due: bool
     problem: str | None
 
@@ -67,9 +72,14 @@ class ArchiveStore:
             connection, self._sql["take_archive_lock"], self._sql["release_archive_lock"]
         )
 
-    async def archivable(self, connection: Connection, quarters: int) -> list[Archivable]:
-        """Return the live partitions that ended so many quarters ago, oldest first."""
-        rows = await connection.fetch(self._sql["archivable_partitions"], quarters)
+    async def archivable(
+        self, connection: Connection, quarters: int, now: datetime
+    ) -> list[Archivable]:
+        """Return the live partitions that ended so many quarters ago, oldest first.
+
+        Both by `now` and by the database's clock.
+        """
+        rows = await connection.fetch(self._sql["archivable_partitions"], quarters, now)
         return [
             Archivable(partition=row["partition"], bound=row["bound"], validate=row["validate"])
             for row in rows
@@ -89,8 +99,8 @@ class ArchiveStore:
         return [
             Archived(
                 partition=row["partition"], from_time=row["from_time"], to_time=row["to_time"],
-                is_there=row["is_there"], note=row["note"], is_due=bool(row["is_due"]),
-                problem=row["problem"],
+                is_there=row["is_there"], note=row["note"], transactions=row["transactions"],
+                root=row["root"], is_due=bool(row["is_due"]), problem=row["problem"],
             )
             for row in rows
         ]  # fmt: skip

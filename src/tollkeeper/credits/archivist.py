@@ -33,11 +33,18 @@ ATTEMPTS: Final = Backoff(first_ms=250.0, ceiling_ms=4_000.0, retries=6)
 CHECK_AFTER: Final = timedelta(days=30)
 """A seal is compared with its partition again after this time."""
 
+LOST: Final = "it is not in the archive"
+"""What is wrong with a partition that has a seal and is nowhere."""
+
 _log = structlog.get_logger(__name__)
 
 
 class Archivist:
-    """Archives the partitions of one ledger, as the owner of its schema."""
+    """Archives the partitions of one ledger, as the owner of its schema.
+
+    Its clock and the database's must agree that a partition is old: what is archived takes no
+    transaction any more, so one clock that runs ahead must not archive what is written to.
+    """
 
     def __init__(
         self,
@@ -70,12 +77,14 @@ class Archivist:
             if not held:
                 return
             if self._after_quarters:
-                for each in await self._store.archivable(connection, self._after_quarters):
-                    await self._archive(connection, each)
+                now = self._clock.now()
+                for each in await self._store.archivable(connection, self._after_quarters, now):
+                    if not await self._archive(connection, each):
+                        break  # who keeps this one keeps the next: each attempt stops the commits
             for archived in await self._store.archived(connection, check_after):
                 if archived.note is None:
                     await self._seal(connection, archived)
-                elif archived.is_due or (not archived.is_there and archived.problem is None):
+                elif archived.is_due or archived.is_there == (archived.problem == LOST):
                     await self._check(connection, archived)
             left = await self._store.archived(connection, check_after)
         broken = sum(not each.is_there or each.problem is not None for each in left)
@@ -83,17 +92,20 @@ class Archivist:
 
     # Moving --------------------------------------------------------------------------------------
 
-    async def _archive(self, connection: Connection, archivable: Archivable) -> None:
+    async def _archive(self, connection: Connection, archivable: Archivable) -> bool:
+        """Move a partition; False when somebody keeps a lock on it."""
         for statement in (archivable.bound, archivable.validate):
             if statement is not None and not await self._locked(
                 archivable.partition, partial(self._store.prepare, connection, statement)
             ):
-                return
-        if await self._locked(
+                return False
+        is_moved = await self._locked(
             archivable.partition, partial(self._store.archive, connection, archivable.partition)
-        ):
+        )
+        if is_moved:
             self._metrics.archived()
             _log.info("worker.partition_archived", partition=archivable.partition)
+        return is_moved
 
     async def _locked(self, partition: str, work: Callable[[], Awaitable[None]]) -> bool:
         """Do what needs a lock, again after growing waits; False when somebody keeps it."""
@@ -137,12 +149,14 @@ class Archivist:
         """Return what is wrong with a partition beside its seal, None when nothing is."""
         assert archived.note is not None
         if not archived.is_there:
-            return "it is not in the archive"
+            return LOST
         if (signature := self._problem_of_signature(archived.note)) is not None:
             return signature
         seal = await self._read(connection, archived)
         if seal.body() != body_of(archived.note):
             return "its rows are not those that were sealed"
+        if (archived.transactions, archived.root) != (seal.tree.size, seal.tree.root):
+            return "its seal has other numbers beside its text"
         return None
 
     def _problem_of_signature(self, note: str) -> str | None:
@@ -151,7 +165,7 @@ class Archivist:
             return None
         try:
             _, signatures = split_note(note)
-            if self._key.name in {name for name, _ in signatures}:
+            if any(self._key.verifying.is_named_by(*signature) for signature in signatures):
                 open_note(note, [self._key.verifying])
         except NoteInvalid as error:
             return f"its seal cannot be believed: {error}"

@@ -51,6 +51,10 @@ class VerifyingKey:
         material = self.name.encode() + b"\n" + _ED25519 + self.public
         return hashlib.sha256(material).digest()[:_HASH_BYTES]
 
+    def is_named_by(self, name: str, signature: bytes) -> bool:
+        """Whether a signature of a note says that it is this key's, and not another of its name."""
+        return self.name == name and self.hash == signature[:_HASH_BYTES]
+
     def is_signed(self, text: str, signature: bytes) -> bool:
         """Whether `signature` is this key's over `text`."""
         try:
@@ -145,7 +149,7 @@ def open_note(note: str, keys: Sequence[VerifyingKey]) -> str:
     is_signed = False
     for name, signature in signatures:
         for key in keys:
-            if key.name == name and key.hash == signature[:_HASH_BYTES]:
+            if key.is_named_by(name, signature):
                 if not key.is_signed(text, signature[_HASH_BYTES:]):
                     raise NoteInvalid(problem=f"the signature of {name} is wrong")
                 is_signed = True

@@ -77,11 +77,6 @@ class UsageStore:
             for row in rows
         ]
 
-    async def is_rolled_up(self, connection: Connection, before: datetime) -> bool:
-        """Say whether all transactions before a moment are rolled up, and may be archived."""
-        found: bool = await connection.fetchval(self._sql["is_usage_rolled_up"], before)
-        return found
-
     async def has_accounts(self, connection: Connection, tenant_id: TenantId) -> bool:
         """Say whether a tenant has an account."""
         found: bool = await connection.fetchval(self._sql["has_accounts"], tenant_id)

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -13,13 +15,17 @@ from tests.database_clock import set_ahead
 from tests.forging import faults_of
 from tests.ledger import Ledger, consume, running_ledger, topup, words, words_of
 from tests.reconciliation import look_at_all, running_reconciler, unfreeze
+from tests.usage import running_roller
 
 from tollkeeper.credits import requests
 from tollkeeper.credits.archive_store import SESSION_SETTINGS, ArchiveStore
 from tollkeeper.credits.auditor import Auditor
 from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.model import Posted, Transaction
-from tollkeeper.credits.note import open_note
+from tollkeeper.credits.note import make_key, open_note
+from tollkeeper.credits.usage import SLOT, START, Bucket, By, Question, Usage, slot_of
+from tollkeeper.credits.usage_reader import UsageReader
+from tollkeeper.credits.usage_store import UsageStore
 from tollkeeper.database.binaries import all_binaries
 from tollkeeper.database.connect import connector
 from tollkeeper.database.driver import Connection
@@ -85,19 +91,19 @@ async def test_an_archived_ledger_answers_as_before(other_credits_dsn: str) -> N
 
 
 async def step_bound(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         if each.bound is not None:
             await store.prepare(connection, each.bound)
 
 
 async def step_validate(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         if each.validate is not None:
             await store.prepare(connection, each.validate)
 
 
 async def step_archive(connection: Connection, store: ArchiveStore) -> None:
-    for each in await store.archivable(connection, 2):
+    for each in await store.archivable(connection, 2, datetime.now(UTC)):
         await store.archive(connection, each.partition)
 
 
@@ -167,12 +173,54 @@ async def test_moving_asks_for_no_lock_of_the_table_while_somebody_reads_the_par
 
         assert live == await aged.partitions("credit_transactions")
         assert count == await reader.fetchval("SELECT count(*) FROM ledger_transactions")
-        assert registry.get_sample_value("credits_archive_postponements_total")
+        # Nor once for every partition: each attempt may cost commits 0.2 s.
+        assert 1 == registry.get_sample_value("credits_archive_postponements_total")
     await reader.close()
     await connection.close()
     await archive(credits_dsn)
 
     assert [] != await aged.partitions("archived_transactions")
+
+
+WAITING = (
+    "SELECT count(*) FROM pg_locks WHERE NOT granted AND locktype = 'relation' AND database ="
+    " (SELECT oid FROM pg_database WHERE datname = current_database())"
+)
+
+
+async def test_readers_that_follow_each_other_do_not_keep_a_partition(
+    aged: Aged, credits_dsn: str
+) -> None:
+    """Whoever queues behind the move holds the table: it must not need it while they wait."""
+    settings = {"application_name": "reader"}
+    first, second = [await connector(credits_dsn, settings=settings)() for _ in range(2)]
+    connection = await connector(credits_dsn, settings=SESSION_SETTINGS)()
+    for step in STEPS[:2]:
+        await step(connection, ArchiveStore())
+    (oldest, *_) = await ArchiveStore().archivable(connection, 2, datetime.now(UTC))
+
+    async def moved_between_readers() -> bool:
+        await first.execute("BEGIN")
+        await first.fetch("SELECT FROM credit_transactions")
+        moving = asyncio.ensure_future(ArchiveStore().archive(connection, oldest.partition))
+        following = None
+        while not moving.done():
+            waiting = await aged.owner.fetchval(WAITING)
+            if waiting == 1 and following is None:
+                following = asyncio.ensure_future(second.fetch("SELECT FROM credit_transactions"))
+            if waiting == 2:
+                break
+        await first.execute("COMMIT")
+        results = await asyncio.gather(moving, *filter(None, [following]), return_exceptions=True)
+        return results[0] is None
+
+    attempts = 0  # a slow machine may not queue anybody within 0.2 s
+    while attempts < 20 and not await moved_between_readers():
+        attempts += 1
+    for each in (first, second, connection):
+        await each.close()
+
+    assert attempts < 20
 
 
 async def test_archiving_beside_writers_and_readers_accuses_nobody_and_loses_nothing(
@@ -228,7 +276,7 @@ async def test_archiving_beside_writers_and_readers_accuses_nobody_and_loses_not
 
 
 async def _archivable(aged: Aged, quarters: int) -> bool:
-    return bool(await ArchiveStore().archivable(aged.owner, quarters))
+    return bool(await ArchiveStore().archivable(aged.owner, quarters, datetime.now(UTC)))
 
 
 async def test_an_edited_archived_row_is_found_by_its_chain_and_by_its_seal(
@@ -254,6 +302,7 @@ EDITS = {
     "hash": "UPDATE archived_transactions SET hash = sha256('x') WHERE sequence = 3",
     "row": "DELETE FROM archived_transactions WHERE sequence = 3",
     "seal": "UPDATE partition_seals SET note = replace(note, 'topup 2', 'topup 3')",
+    "numbers": "UPDATE partition_seals SET root = sha256('x') WHERE transactions = 5",
     "table": (
         "DO $$ DECLARE part regclass; BEGIN SELECT tableoid::regclass INTO part"
         " FROM archived_transactions WHERE account_id = 'ann' AND sequence = 3;"
@@ -281,6 +330,19 @@ async def test_a_signed_seal_finds_what_was_done_to_it_or_to_its_rows(
     assert 0 == intact
     assert 1 == registry.get_sample_value("credits_broken_seals")
     assert None in {fault.account_id for fault in await faults_of(aged.ledger)}
+
+
+async def test_another_key_of_the_same_name_doubts_no_seal(aged: Aged, credits_dsn: str) -> None:
+    """The guide says that a worker may be started with a new key."""
+    registry = CollectorRegistry()
+    async with running_archivist(credits_dsn, key=KEY) as archivist:
+        await archivist.round()
+    another = make_key(KEY.name, bytes(32))
+    async with running_archivist(credits_dsn, key=another, registry=registry) as archivist:
+        await archivist.round(EVERY_SEAL)
+
+    assert 0 == registry.get_sample_value("credits_broken_seals")
+    assert 0 < (registry.get_sample_value("credits_archive_partitions") or 0)
 
 
 async def test_a_seal_without_a_key_says_so(aged: Aged, credits_dsn: str) -> None:
@@ -353,6 +415,59 @@ async def test_a_dump_brings_the_archive_back_as_it_was(
     assert kept == len(await seals_of(aged))
     assert 0 == registry.get_sample_value("credits_broken_seals")
     assert kept == registry.get_sample_value("credits_seal_checks_total", {"result": "intact"})
+
+
+async def test_usage_counts_what_is_archived_whether_it_is_rolled_up_or_not(
+    aged: Aged, credits_dsn: str
+) -> None:
+    end = slot_of(datetime.now(UTC)) + 2 * SLOT
+    question = Question(
+        account_id=ANN, start=end - 8 * QUARTER, end=end, by=By.DAY, zone_name="UTC", zone=UTC
+    )
+    reader = UsageReader(aged.ledger.pool, UsageStore(), aged.ledger.store)
+
+    async def usage() -> tuple[Question, Usage, tuple[Bucket, ...]]:
+        return await reader.page(question, None, after=START, limit=100)
+
+    before = await usage()
+    await archive(credits_dsn)
+    archived = await usage()
+    async with running_roller(credits_dsn) as roller:
+        await roller.round()
+    kept = await aged.owner.fetchval("SELECT max(sequence) FROM rolled_accounts")
+
+    assert before == archived == await usage()
+    assert before[1].transactions == kept
+
+
+DETACH = "ALTER TABLE archived_transactions DETACH PARTITION {}"
+ATTACH = "ALTER TABLE credit_transactions ATTACH PARTITION {} FOR VALUES FROM ('{}') TO ('{}')"
+
+
+async def test_a_partition_that_was_taken_back_accuses_nobody_and_goes_again(
+    aged: Aged, credits_dsn: str
+) -> None:
+    """Also when somebody looked while it was in neither table."""
+    idle, registry = CollectorRegistry(), CollectorRegistry()
+    broken = partial(idle.get_sample_value, "credits_broken_seals")
+    await archive(credits_dsn)
+    ((partition, since, until),) = await aged.owner.fetch(
+        "SELECT partition, from_time::text, to_time::text FROM partition_seals LIMIT 1"
+    )
+    await aged.owner.execute(DETACH.format(partition))
+    async with running_archivist(credits_dsn, after_quarters=0, registry=idle) as archivist:
+        await archivist.round()
+        lost = broken()
+        await aged.owner.execute(ATTACH.format(partition, since, until))
+        await archivist.round()
+    await aged.ledger.assert_sound()
+    async with running_archivist(credits_dsn, registry=registry) as archivist:
+        await archivist.round()
+
+    assert (1, 0) == (lost, broken())
+    assert 0 == registry.get_sample_value("credits_broken_seals")
+    assert partition in await aged.partitions("archived_transactions")
+    await aged.ledger.assert_sound()
 
 
 async def test_two_archivists_at_once_do_the_work_once(aged: Aged, credits_dsn: str) -> None:

@@ -108,12 +108,13 @@ async def test_a_partition_detached_by_hand_comes_back_with_its_rows(
         await ledger.assert_sound()
 
 
-async def test_a_strange_table_of_that_name_keeps_no_other_from_being_made(
-    owner: Connection,
+@pytest.mark.parametrize("strange", ["TABLE {} (a integer)", "VIEW {} AS SELECT 1", "SEQUENCE {}"])
+async def test_something_strange_of_that_name_keeps_no_other_from_being_made(
+    owner: Connection, strange: str
 ) -> None:
     names = {parent: (await partitions_of(owner, parent))[-1] for parent in PARENTS}
     await drop_last(owner)
-    await owner.execute(f"CREATE TABLE {names['credit_transactions']} (a integer)")
+    await owner.execute("CREATE " + strange.format(names["credit_transactions"]))
     made = await owner.fetchval(MAKE)
 
     assert 2 == made

@@ -426,18 +426,15 @@ def whole(account_id: str, by: By = By.FEATURE) -> Question:
     return asked(by, now - month, now + month, account_id=account_id)
 
 
-async def test_what_may_be_archived_is_rolled_up(
-    ledger: Ledger, reading: Reading, credits_dsn: str
+async def test_a_backslash_keeps_no_feature_from_being_counted(
+    ledger: Ledger, reading: Reading
 ) -> None:
-    await ledger.open_with(100, "ann", "bob")
-    before = await reading.owner.fetchval("SELECT min(created_at) FROM credit_transactions")
-    store, later = UsageStore(), before + timedelta(days=1)
+    await ledger.open_with(100, "ann")
+    for feature in (r"C:\udata", r"\u0000"):
+        await ledger.execute(consume("ann", 1, metadata={"feature": feature, "at": feature}))
+    _, _, found = await reading.reader.page(whole("ann"), None, after=START, limit=9)
 
-    assert await store.is_rolled_up(reading.owner, before)
-    assert not await store.is_rolled_up(reading.owner, later)
-    async with running_roller(credits_dsn) as roller:
-        await roller.round()
-    assert await store.is_rolled_up(reading.owner, later)
+    assert ["", r"C:\udata", r"\u0000"] == [each.feature for each in found]
 
 
 async def test_pages_follow_each_other(ledger: Ledger, reading: Reading) -> None:

@@ -55,9 +55,9 @@ SELECT pg_try_advisory_lock(hashtextextended('tollkeeper.credits.archive', 0));
 SELECT pg_advisory_unlock(hashtextextended('tollkeeper.credits.archive', 0));
 
 -- archivable_partitions --
--- Partitions of credit_transactions that ended $1 quarters ago, oldest first, and the statements that write their bounds
--- down: `bound` is null once they stand there, `validate` once all rows were looked at. The server writes them: names are
--- never formatted here.
+-- Partitions of credit_transactions that ended $1 quarters before $2 and before now, oldest first, and the statements
+-- that write their bounds down: `bound` is null once they stand there, `validate` once all rows were looked at. The
+-- server writes them: names are never formatted here.
 SELECT
     p.partition,
     CASE
@@ -78,7 +78,7 @@ FROM (
     WHERE i.inhparent = 'credit_transactions'::regclass AND NOT i.inhdetachpending
 ) AS p
 LEFT JOIN pg_constraint AS k ON k.conrelid = p.oid AND k.conname = 'archive_bounds'
-WHERE p.ends[2]::timestamptz <= now() - $1 * interval '3 months'
+WHERE p.ends[2]::timestamptz <= least(now(), $2::timestamptz) - $1 * interval '3 months'
 ORDER BY p.ends[2]::timestamptz;
 
 -- archive_partition --
@@ -87,12 +87,13 @@ SELECT archive_partition($1);
 
 -- archived_partitions --
 -- The archive's partitions and those that have a seal, oldest first, each with its seal, whether that was not checked
--- for $1, and what was wrong; `is_there` is false of one that was taken away.
+-- for $1, and what was wrong; `is_there` is false of one that was taken away. One that somebody took back to
+-- credit_transactions is in the ledger as any other there.
 SELECT
     coalesce(p.partition, s.partition) AS partition, p.partition IS NOT NULL AS is_there,
     coalesce(p.ends[1]::timestamptz, s.from_time) AS from_time,
     coalesce(p.ends[2]::timestamptz, s.to_time) AS to_time,
-    s.note, coalesce(c.checked_at, '-infinity') <= now() - $1::interval AS is_due, c.problem
+    s.note, s.transactions, s.root, coalesce(c.checked_at, '-infinity') <= now() - $1::interval AS is_due, c.problem
 FROM (
     SELECT
         c.relname AS partition,
@@ -103,6 +104,12 @@ FROM (
 ) AS p
 FULL JOIN partition_seals AS s ON s.partition = p.partition
 LEFT JOIN seal_checks AS c ON c.partition = s.partition
+WHERE p.partition IS NOT NULL
+    OR NOT EXISTS (
+        SELECT
+        FROM pg_inherits AS l
+        WHERE l.inhrelid = to_regclass(quote_ident(s.partition)) AND l.inhparent = 'credit_transactions'::regclass
+    )
 ORDER BY 3, 1;
 
 -- archived_digests --
@@ -137,15 +144,17 @@ VALUES ($1, now(), $2)
 ON CONFLICT (partition) DO UPDATE SET checked_at = excluded.checked_at, problem = excluded.problem;
 
 -- broken_seals --
--- Archived partitions that are not there, or were not what their seal says when that was last checked.
+-- Archived partitions that are not there, or were not what their seal says when that was last checked; not those that
+-- somebody took back to credit_transactions.
 SELECT
     s.partition,
     CASE WHEN i.inhrelid IS NULL THEN 'it is not in the archive' ELSE c.problem END AS problem
 FROM partition_seals AS s
 LEFT JOIN seal_checks AS c ON c.partition = s.partition
 LEFT JOIN pg_inherits AS i
-    ON i.inhrelid = to_regclass(quote_ident(s.partition)) AND i.inhparent = 'archived_transactions'::regclass
-WHERE i.inhrelid IS NULL OR c.problem IS NOT NULL
+    ON i.inhrelid = to_regclass(quote_ident(s.partition))
+    AND i.inhparent IN ('archived_transactions'::regclass, 'credit_transactions'::regclass)
+WHERE i.inhrelid IS NULL OR (c.problem IS NOT NULL AND i.inhparent = 'archived_transactions'::regclass)
 ORDER BY s.from_time, s.partition;
 
 -- take_summary_lock --

@@ -101,21 +101,6 @@ FROM taken AS k
 LEFT JOIN landed AS l ON l.shard = k.shard AND l.account_id = k.account_id
 ORDER BY k.shard, k.account_id;
 
--- is_usage_rolled_up --
--- Whether every transaction before a moment is rolled up: only then may they leave credit_transactions.
-SELECT NOT EXISTS (
-    SELECT
-    FROM accounts AS a
-    LEFT JOIN rolled_accounts AS r ON r.shard = a.shard AND r.account_id = a.account_id
-    WHERE a.version > coalesce(r.sequence, 0)
-        AND EXISTS (
-            SELECT
-            FROM credit_transactions AS t
-            WHERE t.shard = a.shard AND t.account_id = a.account_id AND t.sequence > coalesce(r.sequence, 0)
-                AND t.created_at < $1
-        )
-);
-
 -- has_accounts --
 -- Whether a tenant has an account.
 SELECT EXISTS (SELECT FROM accounts WHERE tenant_id = $1);

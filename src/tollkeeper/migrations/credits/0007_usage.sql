@@ -29,8 +29,7 @@ COMMENT ON COLUMN usage_rollups.feature IS 'what the credits were spent on; empt
 COMMENT ON COLUMN usage_rollups.peak_balance IS 'highest balance after one of the transactions';
 
 -- Up to which transaction each account is rolled up: by sequence, so that no clock is trusted. Changed in the
--- same statement as the rollups. Rows behind it are still needed where they are: nothing may be archived
--- that is not rolled up (block `is_usage_rolled_up`).
+-- same statement as the rollups.
 CREATE TABLE rolled_accounts (
     sequence bigint NOT NULL,
     shard smallint NOT NULL,
@@ -40,12 +39,13 @@ CREATE TABLE rolled_accounts (
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.05);
 
 -- The feature that metadata names; null: none, or one that cannot be. The first test keeps out what JSON may
--- write and text cannot hold: whoever wrote it must not keep anybody from reading the other rows.
+-- write and text cannot hold: whoever wrote it must not keep anybody from reading the other rows. A backslash that
+-- is one (C:\udata) is written as two, and begins nothing.
 CREATE FUNCTION usage_feature(metadata json) RETURNS text
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
     SELECT CASE
-        WHEN metadata::text ~ '\\u(0000|[dD][89a-fA-F])' THEN NULL
+        WHEN replace(metadata::text, '\\', '') ~ '\\u(0000|[dD][89a-fA-F])' THEN NULL
         WHEN json_typeof(metadata -> 'feature') <> 'string' THEN NULL
         WHEN char_length(metadata ->> 'feature') > 128 THEN NULL
         ELSE metadata ->> 'feature'
@@ -61,7 +61,7 @@ AS $$
 $$;
 
 -- Transactions as usage counts them. A capture without a feature has its hold's, a refund that of what it gives
--- back. Whoever archives rows may find a refund of an archived one here: without a feature of its own it has none.
+-- back.
 CREATE VIEW usage_rows AS
 SELECT
     t.shard,
@@ -110,6 +110,7 @@ GRANT SELECT ON usage_rollups, rolled_accounts, usage_rows TO tollkeeper_credits
 SELECT count(*) = 0 FROM usage_rollups;
 SELECT uuid7_moment(uuid7_bound('2026-01-31T12:00:00.001Z')) = '2026-01-31T12:00:00.001Z';
 SELECT usage_feature('{"feature": "chat"}') = 'chat' AND usage_feature('{"feature": 7}') IS NULL;
+SELECT usage_feature('{"feature": "C:\\udata"}') = 'C:\udata' AND usage_feature('{"feature": "C:\\\udc00"}') IS NULL;
 
 -- down derived:usage_rollups,rolled_accounts
 DROP VIEW usage_rows;

@@ -57,8 +57,10 @@ CREATE TABLE seal_checks (
 );
 
 -- Takes a partition from credit_transactions to archived_transactions. Its bounds must stand in a constraint
--- `archive_bounds` that has been validated, so that attaching reads nothing. The partition is locked before its
--- table: who waits for a long reader waits where no commit does. Two commits, as DETACH CONCURRENTLY needs them, would
+-- `archive_bounds` that has been validated, so that attaching reads nothing. The partition is locked first, and let go:
+-- who waits for a long reader waits where no commit does. Then the table is locked before its partition, as all
+-- statements lock them: in the other order, readers that hold the table and queue for the partition would keep us from
+-- the table, and all commits with us, until we give up. Two commits, as DETACH CONCURRENTLY needs them, would
 -- leave the rows in neither table for as long as the longest reader lives.
 CREATE FUNCTION archive_partition(child text) RETURNS void
 LANGUAGE plpgsql
@@ -75,6 +77,13 @@ BEGIN
             USING ERRCODE = 'object_not_in_prerequisite_state';
     END IF;
     SELECT pg_get_expr(c.relpartbound, c.oid) INTO bounds FROM pg_class AS c WHERE c.oid = format('%I', child)::regclass;
+    BEGIN
+        EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', child);
+        RAISE EXCEPTION 'nobody reads it' USING ERRCODE = 'TK001';
+    EXCEPTION
+        WHEN SQLSTATE 'TK001' THEN NULL;  -- what the block has locked is let go
+    END;
+    LOCK TABLE ONLY credit_transactions IN ACCESS EXCLUSIVE MODE;
     EXECUTE format('LOCK TABLE ONLY %I IN ACCESS EXCLUSIVE MODE', child);
     EXECUTE format('ALTER TABLE credit_transactions DETACH PARTITION %I', child);
     EXECUTE format('ALTER TABLE archived_transactions ATTACH PARTITION %I %s', child, bounds);
@@ -287,7 +296,7 @@ BEGIN
         EXCEPTION
             -- A table of that name that somebody else made: the others must not wait for it. The ends of the
             -- partitions tell.
-            WHEN check_violation OR datatype_mismatch OR undefined_column OR invalid_table_definition THEN
+            WHEN check_violation OR datatype_mismatch OR undefined_column OR invalid_table_definition OR wrong_object_type THEN
                 RAISE WARNING '% is no partition of %: %', child, parent, SQLERRM;
         END;
     END LOOP;
