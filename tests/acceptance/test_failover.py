@@ -8,13 +8,14 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from tests.acceptance.conftest import running_service, tollkeeper
+from tests.acceptance.conftest import Service, running_service, tollkeeper
 from tests.customers import ANSWER_TIMEOUT_S, NO_RETRIES, Books, Cashier, Customer, rows_of
 from tests.replication import Pair, ask, replicated_pair
 
@@ -55,14 +56,22 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_charged_twice(
 ) -> None:
     with running_service(pair.dsn("credits"), pair.dsn("access"), tmp_path) as service:
         books = asyncio.run(_spend_through_a_failover(pair, service.url, service.api_key))
-        status = service.run("db", "status", "--json").json()
+        # Nobody has written to the keys meanwhile: their next health check finds the new primary.
+        deadline_s = time.monotonic() + PATIENCE_S
+        while (writes := _writes_of(service)) != [[False, True]] * 2:
+            assert time.monotonic() < deadline_s, writes
+            time.sleep(0.1)
 
         log = (tmp_path / "service.log").read_text()
 
     assert books.answered >= 2 * ANSWERS
     assert log.count("database.moved") >= 2  # of the ledger: reads and writes
-    hosts: Any = status["databases"]
-    assert [[False, True]] * 2 == [[h["is_writes"] for h in each["hosts"]] for each in hosts]
+
+
+def _writes_of(service: Service) -> list[list[bool]]:
+    """Return of each database which of its hosts are written to."""
+    status: Any = service.run("db", "status", "--json").json()
+    return [[host["is_writes"] for host in each["hosts"]] for each in status["databases"]]
 
 
 async def _spend_through_a_failover(pair: Pair, url: str, api_key: str) -> Books:
