@@ -2,8 +2,8 @@
 
 The files are of the kind that a release brings: columns, a table with a function, a constraint that
 is validated later, an index built concurrently. In a round of "during" one such release begins
-every `PERIOD_S`, which is oftener than anybody releases; its rate is compared with a round of peace.
-On two cores that are busy with the load alone, what `up` computes is taken from it.
+every `PERIOD_S`, oftener than anybody releases; its rate is compared with a round of peace. On two
+cores that are busy with the load alone, what `up` computes is taken from it.
 """
 
 import asyncio
