@@ -35,7 +35,6 @@ from tollkeeper.migrate.backup_errors import (
     BackupUnreadable,
     DatabaseInUse,
     MetadataChanged,
-    PoolerInBetween,
     ProgramFailed,
     ProgramsMissing,
     SpaceShort,
@@ -44,6 +43,7 @@ from tollkeeper.migrate.backup_model import Level, encoded
 from tollkeeper.migrate.catalogue import DUMP, GLOBALS, METADATA, Catalogue
 from tollkeeper.migrate.dump import pieces_of, programs_for
 from tollkeeper.migrate.equipment import Equipment
+from tollkeeper.migrate.errors import PoolerRefused
 from tollkeeper.migrate.service import shipped_migrations
 from tollkeeper.migrate.verify import verify_backup
 
@@ -195,7 +195,7 @@ async def test_a_database_without_inspector_is_compared_by_its_rows(
 async def test_a_pooler_is_refused(credits_dsn: str, equipment: Equipment) -> None:
     with (
         running_pgbouncer(credits_dsn, server_connections=2) as pooled,
-        pytest.raises(PoolerInBetween),
+        pytest.raises(PoolerRefused),
     ):
         await backed_up(pooled, equipment)
 

@@ -2,7 +2,6 @@
 
 BackupError
 ├── ProgramsMissing           no pg_dump of the server's version on this machine
-├── PoolerInBetween           the DSN does not lead to PostgreSQL itself
 ├── NoPrimary                 none of the DSN's hosts takes writes
 ├── ServerLost                the server went away meanwhile
 ├── ServerRefused             it refused a statement
@@ -63,17 +62,6 @@ class ProgramsMissing(BackupError):
             f"are not on this machine (found: {found}): install postgresql-client-{self.major}, "
             "or name their folder with TOLLKEEPER_PG_BIN"
         )
-
-
-@dataclass(eq=False, kw_only=True)
-class PoolerInBetween(BackupError):
-    """What answers is a pooler: a snapshot, a lock and a session would be nobody's own there."""
-
-    where: str
-
-    def message(self) -> str:
-        """Say what to do."""
-        return f"{self.where} is a pooler: give a DSN that leads to PostgreSQL itself"
 
 
 @dataclass(eq=False, kw_only=True)

@@ -265,15 +265,15 @@ class OutcomeUnknown(MigrationError):
 
 @dataclass(eq=False, kw_only=True)
 class PoolerRefused(MigrationError):
-    """A pooler stands between us and the server: locks of a session would be somebody's."""
+    """What answers is a pooler: a lock, a snapshot and a session would be nobody's own there."""
 
-    database: str
+    where: str
 
     def message(self) -> str:
         """Say what to do."""
         return (
-            f"{self.database}: a connection pooler answers there, and a migration holds locks of "
-            "a session: give a DSN that leads to PostgreSQL itself"
+            f"{self.where}: a connection pooler answers there, and this work needs a session of "
+            "its own: give a DSN that leads to PostgreSQL itself"
         )
 
 

@@ -19,7 +19,8 @@ from tollkeeper.database.dsn import Dsn, Host, parse_dsn
 from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.libpq import client_environment, database_of
 from tollkeeper.database.queries import load_queries
-from tollkeeper.migrate.backup_errors import NoPrimary, PoolerInBetween, ServerLost, ServerRefused
+from tollkeeper.migrate.backup_errors import NoPrimary, ServerLost, ServerRefused
+from tollkeeper.migrate.errors import PoolerRefused
 from tollkeeper.migrate.store import MigrationStore
 
 APPLICATION_NAME: Final = "tollkeeper backup"
@@ -132,7 +133,7 @@ async def find_server(dsn: str) -> Server:
     """Find the server that a DSN leads to.
 
     Raises:
-        PoolerInBetween, NoPrimary: it is none to make backups of.
+        PoolerRefused, NoPrimary: it is none to make backups of.
         DatabaseError: it cannot be reached.
     """
     known = parse_dsn(dsn)
@@ -174,7 +175,7 @@ async def _look(connection: Connection, dsn: Dsn, host: Host, named: str | None)
     row = await connection.fetchrow(load_queries("tollkeeper.migrate")["look_at_server"])
     assert row is not None
     if row["pid"] != connection.get_server_pid():
-        raise PoolerInBetween(where=str(host))
+        raise PoolerRefused(where=str(host))
     if row["is_standby"]:
         return None
     version = connection.get_server_version()

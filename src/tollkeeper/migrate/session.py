@@ -79,7 +79,7 @@ class RunnerSession:
         """
         for store in (self.store, self.watcher):
             if await store.is_pooled():
-                raise PoolerRefused(database=self.database)
+                raise PoolerRefused(where=self.database)
             # Not in the greeting: a pooler would refuse that before it is known to be one.
             await store.be_patient()
         await self.store.notice_dead_client()
