@@ -1,0 +1,1 @@
+"""Changes prove themselves: experiments, their statistics, and the gate before a deployment."""
