@@ -123,7 +123,9 @@ class ExperimentNotRunning(ShadowError):
     state: str
 
     def message(self) -> str:
-        """Say how to start it."""
+        """Say how to start it, if it can be."""
+        if self.state == "ended":
+            return f"experiment {self.experiment_id} has ended; create another"
         return f"experiment {self.experiment_id} is {self.state}; set its state to running first"
 
 

@@ -245,22 +245,22 @@ SET search_path = public, pg_temp AS $$
         'started_at', micros(e.started_at),
         'as_of', micros(moment),
         'epochs', (
-            SELECT jsonb_agg(
+            SELECT coalesce(jsonb_agg(
                 jsonb_build_object('epoch', p.epoch, 'begun_at', micros(p.begun_at), 'weights', to_jsonb(p.weights))
                 ORDER BY p.epoch
-            )
+            ), '[]')
             FROM epochs AS p
             WHERE p.experiment_no = e.experiment_no
         ),
         'arms', (
-            SELECT jsonb_agg(
+            SELECT coalesce(jsonb_agg(
                 jsonb_build_object(
                     'epoch', a.epoch, 'variant', a.variant_no, 'metric', a.metric_no, 'exposed', a.exposed,
                     'mature', a.mature, 'answered', a.answered, 'units', a.units, 'total', a.total,
                     'squares', a.squares, 'last_received_at', micros(a.last_received_at)
                 )
                 ORDER BY a.epoch, a.variant_no, a.metric_no
-            )
+            ), '[]')
             FROM experiment_arms(e.experiment_no, moment) AS a
         )
     )::text
