@@ -52,7 +52,8 @@ def _start_and_stop(data: Path) -> float:
     """Return the seconds until it was ready."""
     port = free_port()
     settings = {name: os.environ[name] for name in os.environ if not name.startswith("TOLLKEEPER_")}
-    command = [sys.executable, "-m", "tollkeeper", "up", "--data", str(data), "--port", str(port)]
+    ports = ("--port", str(port), "--shadow-port", str(free_port()))
+    command = [sys.executable, "-m", "tollkeeper", "up", "--data", str(data), *ports]
     began = time.perf_counter()
     with subprocess.Popen(
         command, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL

@@ -20,7 +20,6 @@ from benchmarks.credits.engine import CALLERS, MANY_ACCOUNTS, measure_engine, ru
 from benchmarks.credits.workload import FIRST_BALANCE_MINOR, account_names, open_accounts
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, in_pairs, median_rate, median_ratio
-from tollkeeper.app import quiet_collector
 from tollkeeper.config import Settings
 from tollkeeper.credits.checkpoint_metrics import CheckpointMetrics
 from tollkeeper.credits.checkpoint_store import CheckpointStore
@@ -31,6 +30,7 @@ from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.ids import system_token
+from tollkeeper.serving import quiet_collector
 from tollkeeper.telemetry.logging import configure_logging
 
 STILL_ACCOUNTS = 300_000

@@ -32,7 +32,6 @@ from benchmarks.measure import (
     median_rate,
     median_ratio,
 )
-from tollkeeper.app import quiet_collector
 from tollkeeper.credits.engine import Engine
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.model import Kind, Posted
@@ -42,6 +41,7 @@ from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.serving import quiet_collector
 
 CALLERS = 100
 MANY_ACCOUNTS = 10_000

@@ -99,7 +99,9 @@ class Service:
 @asynccontextmanager
 async def running_service(bench: Bench, *, processes: int) -> AsyncIterator[Service]:
     """Run `tollkeeper up` with funded accounts, in a directory of its own."""
-    settings = Settings(data=bench.fresh_directory("up"), credits_port=free_port())
+    settings = Settings(
+        data=bench.fresh_directory("up"), credits_port=free_port(), shadow_port=free_port()
+    )
     async with local_stack(settings, processes=processes) as stack:
         async with CreditsClient(stack.url, stack.api_key) as client:
             names = account_names(ACCOUNTS)

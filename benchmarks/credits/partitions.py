@@ -23,7 +23,6 @@ from benchmarks.credits.engine import CALLERS, MANY_ACCOUNTS, measure_engine, ru
 from benchmarks.credits.workload import FIRST_BALANCE_MINOR, account_names, open_accounts
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, in_pairs, median_rate, median_ratio
-from tollkeeper.app import quiet_collector
 from tollkeeper.credits.archive_store import SESSION_SETTINGS, TIMEOUTS, ArchiveStore
 from tollkeeper.credits.archivist import Archivist
 from tollkeeper.credits.life_metrics import ArchiveMetrics
@@ -32,6 +31,7 @@ from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.serving import quiet_collector
 from tollkeeper.telemetry.logging import configure_logging
 
 WANTED_RATIO = 10.0

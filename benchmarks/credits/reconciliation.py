@@ -28,9 +28,9 @@ from benchmarks.credits.http import free_port
 from benchmarks.credits.workload import FIRST_BALANCE_MINOR, account_names, open_accounts
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, in_pairs, median_rate, median_ratio
-from tollkeeper.app import quiet_collector
 from tollkeeper.config import Settings
 from tollkeeper.credits.reconciler import Reconciler
+from tollkeeper.serving import quiet_collector
 from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.wiring import ledger_reconciler, ledger_service, owned_ledger
 

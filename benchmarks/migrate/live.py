@@ -18,12 +18,12 @@ from benchmarks.credits.engine import CALLERS, MANY_ACCOUNTS, measure_engine, ru
 from benchmarks.credits.workload import FIRST_BALANCE_MINOR, account_names, open_accounts
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, in_pairs, median_rate, median_ratio
-from tollkeeper.app import quiet_collector
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.migrate.model import Migration
 from tollkeeper.migrate.script import migration_from
 from tollkeeper.migrate.service import Run, new_run_id, shipped_migrations, up
 from tollkeeper.migrate.session import Patience
+from tollkeeper.serving import quiet_collector
 
 WANTED_SHARE = 0.9
 """Of the undisturbed rate (issue 5)."""

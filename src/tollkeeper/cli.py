@@ -64,6 +64,10 @@ Data = Annotated[
     typer.Option(help="Directory of the local `tollkeeper up` (TOLLKEEPER_DATA, or .tollkeeper)."),
 ]
 Port = Annotated[int | None, typer.Option(min=1, max=65_535, help="TCP port; 5004 by default.")]
+ShadowPort = Annotated[
+    int | None,
+    typer.Option("--shadow-port", min=1, max=65_535, help="Of experiments; 5005 by default."),
+]
 Connections = Annotated[int, typer.Option(min=1, max=10_000, help="Connections to the service.")]
 Price = Annotated[
     int, typer.Option(metavar="UNITS", min=0, max=MAX_AMOUNT_MINOR, help="Minor units per token.")
@@ -105,12 +109,16 @@ def up(
     context: typer.Context,
     data: Data = None,
     port: Port = None,
-    processes: Annotated[int, typer.Option(min=1, max=64, help="Service processes.")] = 1,
+    shadow_port: ShadowPort = None,
+    processes: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes of the credits service.")
+    ] = 1,
 ) -> None:
     """Start everything here: PostgreSQL, the services, the worker; Ctrl-C stops it all."""
     from tollkeeper.up import run_up
 
-    raise typer.Exit(run_up(_face(context).settings(data=data, port=port), processes=processes))
+    settings = _face(context).settings(data=data, port=port, shadow_port=shadow_port)
+    raise typer.Exit(run_up(settings, processes=processes))
 
 
 @serve_app.command("credits")
@@ -122,6 +130,21 @@ def serve_credits(
     """Serve the credits API; needs TOLLKEEPER_CREDITS_DSN and TOLLKEEPER_ACCESS_DSN."""
     settings = _face(context).settings(port=port)
     from tollkeeper.app import serve_credits as serve  # what is wrong is said before it loads
+
+    serve(settings if host is None else replace(settings, host=host))
+
+
+@serve_app.command("shadow")
+def serve_shadow(
+    context: typer.Context,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="TCP port; 5005 by default.")
+    ] = None,
+) -> None:
+    """Serve experiments; needs TOLLKEEPER_SHADOW_DSN and TOLLKEEPER_ACCESS_DSN."""
+    settings = _face(context).settings(shadow_port=port)
+    from tollkeeper.app import serve_shadow as serve  # what is wrong is said before it loads
 
     serve(settings if host is None else replace(settings, host=host))
 
@@ -261,6 +284,7 @@ def demo(
     ] = 20_000,
     data: Data = None,
     port: Port = None,
+    shadow_port: ShadowPort = None,
     as_json: AsJson = False,
 ) -> None:
     """Start everything, bill a made-up day of LLM traffic, show what came of it, stay up."""
@@ -269,7 +293,7 @@ def demo(
     face = _face(context)
     job = Demo(
         DemoOptions(run=_fresh_name(), requests=requests, leave=leave),
-        face.settings(data=data, port=port),
+        face.settings(data=data, port=port, shadow_port=shadow_port),
         connect_to,
         screen=face.screen(as_json=as_json),
         clock=SystemClock(),

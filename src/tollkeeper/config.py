@@ -14,6 +14,9 @@ from tollkeeper.kernel.errors import ConfigurationError
 CREDITS_PORT = 5004
 """Port of the credits service (DESIGN section 3)."""
 
+SHADOW_PORT = 5005
+"""Port of the shadow service."""
+
 DRAIN_LIMIT_S = 3_600
 """Longest grace, and longest drain."""
 
@@ -35,6 +38,7 @@ _AT_LEAST: Final[Mapping[str, int]] = {
 }
 _WITHIN: Final[Mapping[str, tuple[float, float, str]]] = {
     "credits_port": (1, 65_535, ""),
+    "shadow_port": (1, 65_535, ""),
     "worker_port": (0, 65_535, ""),
     "pool_max": (1, MAXIMUM, ""),
     "acquire_timeout_s": (0.001, 3_600, " seconds"),
@@ -64,8 +68,10 @@ class Settings:
     data: Path = Path(".tollkeeper")
     host: str = "127.0.0.1"
     credits_port: int = CREDITS_PORT
+    shadow_port: int = SHADOW_PORT
     share_port: bool = False
     url: str | None = None
+    shadow_url: str | None = None
     api_key: str | None = None
     pooler: Pooler = Pooler.NONE
     pool_size: int = 8
@@ -165,6 +171,14 @@ def check_session(settings: Settings, who: str) -> None:
             problem=f"{who} holds locks of a session: give it a DSN that leads to PostgreSQL "
             f"itself, and {variable_of('pooler')}={Pooler.NONE}."
         )
+
+
+def cannot_listen(host: str, port: int, cause: OSError, *, option: str) -> ConfigurationError:
+    """Return the error of an address that is in use, or cannot be bound."""
+    reason = (cause.strerror or str(cause)).lower()
+    return ConfigurationError(
+        problem=f"Cannot listen on {host}:{port}: {reason}. Choose another with {option}."
+    )
 
 
 def _check_dsn(variable: str, dsn: str | None) -> None:

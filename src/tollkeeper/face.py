@@ -53,25 +53,29 @@ class Face:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
 
-    def settings(self, *, data: Path | None = None, port: int | None = None) -> Settings:
+    def settings(
+        self, *, data: Path | None = None, port: int | None = None, shadow_port: int | None = None
+    ) -> Settings:
         """Return the settings, with what the command line says over the environment."""
         settings = read_settings(self._environment)
         if data is not None:
             settings = replace(settings, data=data)
         if port is not None:
             settings = replace(settings, credits_port=port)
+        if shadow_port is not None:
+            settings = replace(settings, shadow_port=shadow_port)
         return settings
 
     def connector(self, data: Path | None = None) -> "Callable[[int], CreditsClient]":
         """Return what connects to the service over so many connections."""
-        address = _address_of(self.settings(data=data))
+        address = address_of(self.settings(data=data), Service.CREDITS)
         return partial(connect_to, address.url, address.api_key)
 
     def call(self, work: "Callable[[CreditsClient], Awaitable[_Result]]") -> _Result:
         """Connect to the service, do the work, disconnect."""
         from tollkeeper.client.caller import IMPATIENT
 
-        address = _address_of(self.settings())
+        address = address_of(self.settings(), Service.CREDITS)
 
         async def connected() -> _Result:
             async with connect_to(address.url, address.api_key, 1, backoff=IMPATIENT) as client:
@@ -84,7 +88,7 @@ class Face:
         from tollkeeper.client.caller import IMPATIENT
         from tollkeeper.client.keys import KeysClient
 
-        address = _address_of(self.settings())
+        address = address_of(self.settings(), Service.CREDITS)
 
         async def connected() -> _Result:
             async with KeysClient(
@@ -99,7 +103,7 @@ class Face:
         from tollkeeper.client.caller import IMPATIENT
         from tollkeeper.client.database import DatabaseClient
 
-        address = _address_of(self.settings())
+        address = address_of(self.settings(), Service.CREDITS)
 
         async def connected() -> _Result:
             async with DatabaseClient(
@@ -248,16 +252,24 @@ def run(work: Coroutine[object, object, _Result]) -> _Result:
         return runner.run(work)
 
 
-def _address_of(settings: Settings) -> "Address":
+def address_of(settings: Settings, service: Service) -> "Address":
+    """Return where a service is, and the key for it: as configured, or the local one.
+
+    Raises:
+        ConfigurationError: half of it is configured, or nothing runs here.
+    """
     from tollkeeper.client.address import Address, find_local
 
-    if settings.url is None and settings.api_key is None:
-        return find_local(settings.data)
-    if settings.url is None or settings.api_key is None:
+    name = "shadow_url" if service is Service.SHADOW else "url"
+    url: str | None = getattr(settings, name)
+    if url is None and settings.api_key is None:
+        return find_local(settings.data, name)
+    if url is None or settings.api_key is None:
         raise ConfigurationError(
-            problem="TOLLKEEPER_URL and TOLLKEEPER_API_KEY belong together: set both or neither."
+            problem=f"{variable_of(name)} and TOLLKEEPER_API_KEY belong together: set both or "
+            "neither."
         )
-    return Address(url=settings.url, api_key=settings.api_key)
+    return Address(url=url, api_key=settings.api_key)
 
 
 def dsn_of(settings: Settings, service: Service) -> str:

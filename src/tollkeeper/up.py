@@ -3,7 +3,7 @@
 Holds the data directory, starts the embedded PostgreSQL unless DSNs are configured, migrates,
 makes a development key, runs services and worker as child processes and starts again what dies.
 
-It serves no request itself. Invariants: nothing starts before the port and the directory are known
+It serves no request itself. Invariants: nothing starts before the ports and the directory are known
 to be ours; services leave before the database; after a SIGKILL of ours nothing is left running.
 """
 
@@ -19,12 +19,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from tollkeeper.backups import backup_equipment, folder_of
-from tollkeeper.config import Settings, check_session, mask_dsn, variable_of
+from tollkeeper.config import Settings, cannot_listen, check_session, mask_dsn, variable_of
+from tollkeeper.connections import SPARE_CONNECTIONS, check_databases
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
 from tollkeeper.database.errors import EmbeddedError
 from tollkeeper.database.holder import DirectoryLock
 from tollkeeper.database.server_settings import MAX_CONNECTIONS
+from tollkeeper.experiments import BESIDE_EXPERIMENTS
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import system_token
@@ -37,15 +39,10 @@ from tollkeeper.migrate.service import Run, new_run_id, shipped_migrations
 from tollkeeper.migrate.service import up as apply
 from tollkeeper.supervisor import RESTART_BACKOFF, Program, Supervised
 from tollkeeper.telemetry.logging import configure_logging
-from tollkeeper.wiring import (
-    BESIDE_LEDGER,
-    SPARE_CONNECTIONS,
-    check_databases,
-    ensure_development_key,
-)
+from tollkeeper.wiring import BESIDE_LEDGER, ensure_development_key
 
 SERVED = ("credits", "access")
-"""Databases that nothing works without."""
+"""Databases that nothing works without. Experiments are served where they have theirs."""
 
 READY_TIMEOUT_S = 60.0
 READY_POLL_S = 0.05
@@ -62,9 +59,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """What runs, and how to reach it."""
+    """What runs, and how to reach it; `shadow_url` is None where experiments have no database."""
 
     url: str
+    shadow_url: str | None
     api_key: str
     data: Path
     dsns: Mapping[str, str]
@@ -115,7 +113,8 @@ async def local_stack(
     async with AsyncExitStack() as started:
         lock = claim_directory(data)
         started.callback(lock.release)
-        started.enter_context(_reserved_port(settings))
+        started.enter_context(_reserved_port(settings.host, settings.credits_port, "--port"))
+        started.enter_context(_reserved_port(settings.host, settings.shadow_port, "--shadow-port"))
         dsns = await started.enter_async_context(_databases(settings, data, lock, say))
         with explained(data):
             await _migrate(settings, data, dsns, say)
@@ -125,18 +124,21 @@ async def local_stack(
         settings = replace(
             settings, evidence=(settings.evidence or data / "evidence").expanduser().resolve()
         )
-        url = _url_of(settings)
+        url, shadow_url = _url_of(settings.host, settings.credits_port), None
+        if "shadow" in dsns:
+            shadow_url = _url_of(settings.host, settings.shadow_port)
         say("starting the services")
         with explained(data):
             programs = _programs(settings, data, dsns, processes=processes)
             running = [Supervised(program, clock=clock, say=say) for program in programs]
         leaving_s = (settings.drain_grace_s or 0.0) + settings.drain_timeout_s
-        await started.enter_async_context(_running(running, url, leaving_s))
+        urls = [each for each in (url, shadow_url) if each is not None]
+        await started.enter_async_context(_running(running, urls, leaving_s))
         with explained(data):
             lock.announce(url=url)
-            started.callback(_announce(data / "up.json", url))
+            started.callback(_announce(data / "up.json", url=url, shadow_url=shadow_url))
         try:
-            yield Stack(url=url, api_key=api_key, data=data, dsns=dsns)
+            yield Stack(url=url, shadow_url=shadow_url, api_key=api_key, data=data, dsns=dsns)
         finally:
             say("stopping")
 
@@ -188,7 +190,8 @@ def _check(settings: Settings, *, processes: int) -> None:
             "PostgreSQL."
         )
     each = settings.lanes + settings.pool_size + BESIDE_LEDGER
-    needed = processes * each + SPARE_CONNECTIONS
+    experiments = settings.lanes + settings.pool_size + BESIDE_EXPERIMENTS
+    needed = processes * each + experiments + SPARE_CONNECTIONS
     if not configured and needed > MAX_CONNECTIONS:
         raise ConfigurationError(
             problem=f"{processes} processes need {needed} database connections and the embedded "
@@ -198,10 +201,10 @@ def _check(settings: Settings, *, processes: int) -> None:
 
 
 @contextmanager
-def _reserved_port(settings: Settings) -> Iterator[None]:
+def _reserved_port(host: str, port: int, option: str) -> Iterator[None]:
     """Keep the port for our services, which share it, from before they start until they ended."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    address = (settings.host, settings.credits_port)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = (host, port)
     with (
         socket.socket(family, socket.SOCK_STREAM) as alone,
         socket.socket(family, socket.SOCK_STREAM) as placeholder,
@@ -214,10 +217,7 @@ def _reserved_port(settings: Settings) -> Iterator[None]:
             alone.close()
             placeholder.bind(address)
         except OSError as error:
-            raise ConfigurationError(
-                problem=f"Cannot listen on {settings.host}:{settings.credits_port}: "
-                f"{(error.strerror or str(error)).lower()}. Choose another with --port."
-            ) from error
+            raise cannot_listen(host, port, error, option=option) from error
         yield
 
 
@@ -287,9 +287,10 @@ def _programs(
             data=data,
             backups=folder_of(replace(settings, data=data)),
             share_port=True,
-            replicas=max(settings.replicas, processes),
+            replicas=max(settings.replicas, processes + 1),  # with the service of experiments
             drain_grace_s=settings.drain_grace_s or 0.0,  # nobody polls, unless it is set
             url=None,
+            shadow_url=None,
             api_key=None,
         )
     )
@@ -303,6 +304,9 @@ def _programs(
     port = str(settings.credits_port)
     numbers = range(1, processes + 1)
     services = [program(f"credits-{n}", "serve", "credits", "--port", port) for n in numbers]
+    if "shadow" in dsns:
+        port = str(settings.shadow_port)
+        services.append(program("shadow", "serve", "shadow", "--port", port))
     return (*services, program("worker", "worker"))
 
 
@@ -319,13 +323,14 @@ def _environment_of(settings: Settings) -> dict[str, str]:
 
 @asynccontextmanager
 async def _running(
-    programs: Sequence[Supervised], url: str, leaving_s: float
+    programs: Sequence[Supervised], urls: Sequence[str], leaving_s: float
 ) -> AsyncIterator[None]:
-    """Run the programs; lend the moment when the service answers that it is ready."""
+    """Run the programs, all at once; lend the moment when every service says that it is ready."""
     try:
         for each in programs:
             each.start()
-        await _wait_until_ready(url, programs)
+        for url in urls:
+            await _wait_until_ready(url, programs)
         yield
     finally:
         timeout_s = leaving_s + STOP_GRACE_S
@@ -364,19 +369,20 @@ async def _is_ready(url: str) -> bool:
         return False
 
 
-def _url_of(settings: Settings) -> str:
+def _url_of(host: str, port: int) -> str:
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  # compared, not bound
-    host = everywhere.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.credits_port}"
+    host = everywhere.get(host, host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _announce(path: Path, url: str) -> Callable[[], None]:
+def _announce(path: Path, **urls: str | None) -> Callable[[], None]:
     """Let operator commands find us; return what takes it back.
 
     The file is replaced whole, so it is never read half-written.
     """
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.write_text(json.dumps({"url": url, "pid": os.getpid()}) + "\n", encoding="utf-8")
+    known = {name: url for name, url in urls.items() if url is not None}
+    fresh.write_text(json.dumps({**known, "pid": os.getpid()}) + "\n", encoding="utf-8")
     fresh.replace(path)
     return lambda: path.unlink(missing_ok=True)
 
@@ -426,14 +432,16 @@ def _show(stack: Stack) -> None:
     console = Console(highlight=False)
     console.print()
     console.rule("[bold]Tollkeeper is up", align="left")
+    shadow = stack.shadow_url or f"not served: {variable_of('shadow_dsn')} is not set"
     for name, value in (
         ("API", f"{stack.url}/v1"),
         ("Docs", f"{stack.url}/schema"),
+        ("Shadow", shadow),
         ("Key", f"{stack.api_key}   (also in {stack.data / 'dev.key'})"),
         ("Data", str(stack.data)),
         ("psql", stack.psql()),
         ("Logs", str(stack.data / "logs")),
     ):
         # Unwrapped and without a frame, so that it can be copied.
-        console.print(Text.assemble((f"  {name:<6}", "cyan"), value), soft_wrap=True)
+        console.print(Text.assemble((f"  {name:<7}", "cyan"), value), soft_wrap=True)
     console.rule("[dim]Ctrl-C stops everything", align="left")

@@ -13,9 +13,17 @@ from prometheus_client import CollectorRegistry
 from tollkeeper import __version__
 from tollkeeper.access import keyfile
 from tollkeeper.access.issuer import IssuedKey, KeyIssuer
-from tollkeeper.access.metrics import AccessCollector
 from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings, variable_of
+from tollkeeper.connections import (
+    ACCESS_ROLE,
+    ACCESS_TIMEOUTS,
+    SPARE_CONNECTIONS,
+    keys_pool,
+    open_database,
+    opened_entrance,
+    pool_limits,
+)
 from tollkeeper.credits.alert_metrics import OpenAlerts
 from tollkeeper.credits.alert_service import AlertService
 from tollkeeper.credits.alert_store import AlertStore
@@ -47,22 +55,17 @@ from tollkeeper.credits.usage_store import UsageStore
 from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
-from tollkeeper.database.dsn import parse_dsn
 from tollkeeper.database.group_commit import EngineLimits
-from tollkeeper.database.limits import REPORT_HELD_S, PoolLimits
 from tollkeeper.database.metrics import DatabaseCollector
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler
-from tollkeeper.database.slow import SlowQueries
 from tollkeeper.database.status import Access
 from tollkeeper.database.timeouts import GRACE_S, Timeouts
 from tollkeeper.database.tuner import TuningPlan
 from tollkeeper.kernel.clock import Clock, SystemClock
-from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import EntropySource, entropy_in_blocks, system_entropy, system_token
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.web.auth import AuthenticationTally
-from tollkeeper.web.metrics import RequestCollector
 from tollkeeper.web.request_log import RequestTally
 
 _log = structlog.get_logger(__name__)
@@ -73,20 +76,9 @@ CREDITS_ROLE = "tollkeeper_credits"
 LAST_DECISIONS_S = 2.0
 """What was accepted is decided so long after the last caller has its answer or is gone."""
 
-ACCESS_ROLE = "tollkeeper_access"
-"""What services check and administer API keys as."""
-
-
-ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
-"""Keys are checked while requests wait."""
-
-
 BESIDE_LEDGER = 5
 """Connections of a service beside lanes and reads: setting alerts, checking keys, making them, two
 health checks."""
-
-SPARE_CONNECTIONS = 10
-"""Of a server, left for the worker, migrations, psql and whoever looks after it."""
 
 BATCH_LIMIT_S = 3 * TIMEOUTS.statement_s + GRACE_S
 """A lane that holds its connection longer waits for an answer that does not come: a batch is three
@@ -120,7 +112,7 @@ class CreditsRuntime:
 @asynccontextmanager
 async def owned_ledger(settings: Settings, registry: CollectorRegistry) -> AsyncIterator[Database]:
     """Lend the ledger's database as its owner sees it, for periodic jobs."""
-    async with _database(settings, "credits", role=None) as database:
+    async with open_database(settings, "credits", role=None) as database:
         DatabaseCollector([database], registry)
         yield database
 
@@ -133,7 +125,7 @@ def maintenance_pool(settings: Settings, database: Database) -> Pool:
         size=2,
         settings={"application_name": "tollkeeper worker", **MAINTENANCE_TIMEOUTS.settings()},
         command_timeout_s=MAINTENANCE_TIMEOUTS.command_s,
-        limits=_limits(settings, report_held_s=MAINTENANCE_TIMEOUTS.statement_s),
+        limits=pool_limits(settings, report_held_s=MAINTENANCE_TIMEOUTS.statement_s),
     )
 
 
@@ -177,7 +169,7 @@ async def ledger_reconciler(
         size=1,
         settings=RECONCILER_SETTINGS,
         command_timeout_s=RECONCILER_TIMEOUTS.command_s,
-        limits=_limits(settings, report_held_s=RECONCILER_TIMEOUTS.statement_s),
+        limits=pool_limits(settings, report_held_s=RECONCILER_TIMEOUTS.statement_s),
     )
     folder = settings.evidence or settings.data / "evidence"
     store, metrics = ReconciliationStore(), ReconciliationMetrics(registry)
@@ -204,7 +196,7 @@ def usage_roller(settings: Settings, registry: CollectorRegistry, database: Data
         size=1,
         settings=ROLLER_SETTINGS,
         command_timeout_s=ROLLER_TIMEOUTS.command_s,
-        limits=_limits(settings, report_held_s=ROLLER_TIMEOUTS.statement_s),
+        limits=pool_limits(settings, report_held_s=ROLLER_TIMEOUTS.statement_s),
     )
     return Roller(pool, UsageStore(), clock=SystemClock(), metrics=UsageMetrics(registry))
 
@@ -228,7 +220,7 @@ async def checkpoint_maker(
         size=1,
         settings=MAKER_SETTINGS,
         command_timeout_s=MAKER_TIMEOUTS.command_s,
-        limits=_limits(settings, report_held_s=MAKER_TIMEOUTS.statement_s),
+        limits=pool_limits(settings, report_held_s=MAKER_TIMEOUTS.statement_s),
     )
     target = None if settings.checkpoint_url is None else HttpTarget(settings.checkpoint_url)
     try:
@@ -258,8 +250,9 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
     clock = SystemClock()
     registry = build_registry("credits")
     async with (
-        _database(settings, "credits", role=CREDITS_ROLE) as ledger,
-        _database(settings, "access", role=ACCESS_ROLE) as keys,
+        open_database(settings, "credits", role=CREDITS_ROLE) as ledger,
+        open_database(settings, "access", role=ACCESS_ROLE) as keys,
+        opened_entrance(settings, registry, keys, clock=clock) as entrance,
     ):
         DatabaseCollector([ledger, keys], registry)
         # Two pools: a page of history must never keep a lane waiting.
@@ -272,9 +265,8 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
         settings_pool = _ledger_pool(
             ledger, "alerts", settings, access=Access.WRITE, size=1, minimum=0
         )
-        # Two pools here too: however much keys are administered, a revocation is seen in time.
-        checking = _keys_pool(keys, "access", settings, access=Access.READ)
-        issuing = _keys_pool(keys, "keys", settings, access=Access.WRITE)
+        # Not the pool that checks keys: however much they are administered, it answers in time.
+        issuing = keys_pool(keys, "keys", settings, access=Access.WRITE)
         if settings.pool_max > settings.pool_size:
             ledger.tune(_plan(settings))
         store, metrics = LedgerStore(), CreditsMetrics(registry)
@@ -288,12 +280,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
                 lanes=settings.lanes, queue=settings.queue_limit, batch=settings.batch_limit
             ),
         )
-        access, tally = AccessService(checking, clock=clock), AuthenticationTally()
-        requests = RequestTally()
-        RequestCollector(requests, registry)
-        AccessCollector(tally, registry, age_s=lambda: access.age_s, held=lambda: access.held)
         engine.start()
-        access.start()
         try:
             yield CreditsRuntime(
                 settings=settings,
@@ -307,30 +294,15 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
                 ),
                 auditor=Auditor(reads, CheckpointStore(), store),
                 usage=UsageReader(reads, UsageStore(), store),
-                access=access,
+                access=entrance.access,
                 issuer=KeyIssuer(issuing, clock=clock, entropy=system_entropy, tokens=system_token),
-                tally=tally,
-                requests=requests,
+                tally=entrance.tally,
+                requests=entrance.requests,
                 reads=reads,
                 databases=(ledger, keys),
             )
         finally:
             await _close(engine)
-            await access.close()
-
-
-def _database(settings: Settings, name: str, *, role: str | None) -> Database:
-    clock = SystemClock()
-    dsn = dsn_of(settings, name)
-    return Database(
-        name,
-        parse_dsn(dsn, name=variable_of(f"{name}_dsn")),
-        clock=clock,
-        jitter=random.Random().random,  # noqa: S311  # jitter keeps no secret
-        role=role,
-        pooler=settings.pooler,
-        slow=SlowQueries(threshold_s=settings.slow_query_ms / 1_000, clock=clock, name=name),
-    )
 
 
 def _plan(settings: Settings) -> TuningPlan:
@@ -365,33 +337,7 @@ def _ledger_pool(
         # Writes are never cancelled by us: a commit that waits for its standby would then stand on
         # the primary alone, and count as done. A silent server is found by the health checks.
         command_timeout_s=TIMEOUTS.command_s if access is Access.READ else None,
-        limits=_limits(settings, cut_held_s=None if access is Access.READ else BATCH_LIMIT_S),
-    )
-
-
-def _keys_pool(database: Database, name: str, settings: Settings, *, access: Access) -> Pool:
-    return database.pool(
-        name,
-        access=access,
-        size=1,
-        role=ACCESS_ROLE,
-        settings=ACCESS_TIMEOUTS.settings(),
-        command_timeout_s=ACCESS_TIMEOUTS.command_s,
-        limits=_limits(settings),
-    )
-
-
-def _limits(
-    settings: Settings,
-    *,
-    report_held_s: float = REPORT_HELD_S,
-    cut_held_s: float | None = None,
-) -> PoolLimits:
-    return PoolLimits(
-        acquire_timeout_s=settings.acquire_timeout_s,
-        max_waiting=settings.pool_waiting,
-        report_held_s=report_held_s,
-        cut_held_s=cut_held_s,
+        limits=pool_limits(settings, cut_held_s=None if access is Access.READ else BATCH_LIMIT_S),
     )
 
 
@@ -454,27 +400,3 @@ async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> Async
         yield KeyIssuer(pool, clock=clock, entropy=system_entropy, tokens=system_token)
     finally:
         await pool.close()
-
-
-async def check_databases(settings: Settings, *databases: str) -> None:
-    """Look once whether databases could ever be reached as configured; takes 2 s at most.
-
-    Raises:
-        ConfigurationError: a DSN is missing, or only a change of it or of its server would help.
-    """
-    dsns = {variable_of(f"{name}_dsn"): dsn_of(settings, name) for name in databases}
-    await preflight.check(dsns, pooler=settings.pooler)
-
-
-def dsn_of(settings: Settings, database: str) -> str:
-    """Return the configured DSN of a database.
-
-    Raises:
-        ConfigurationError: it is not set.
-    """
-    dsn: str | None = getattr(settings, f"{database}_dsn")
-    if dsn is None:
-        raise ConfigurationError(
-            problem=f"Set {variable_of(f'{database}_dsn')}, or run `tollkeeper up`."
-        )
-    return dsn

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 
 from tollkeeper.backups import watch_backups
 from tollkeeper.config import Settings, check_session
+from tollkeeper.connections import check_databases
 from tollkeeper.credits.engine import KEY_DAYS_AHEAD, QUARTERS_AHEAD
 from tollkeeper.credits.life_metrics import PartitionMetrics
 from tollkeeper.credits.roller import PERIOD_S as USAGE_PERIOD_S
@@ -27,7 +28,6 @@ from tollkeeper.telemetry.logging import configure_logging
 from tollkeeper.telemetry.metrics import build_registry
 from tollkeeper.upkeep import ledger_archivist, ledger_summarizer
 from tollkeeper.wiring import (
-    check_databases,
     checkpoint_maker,
     ledger_reconciler,
     ledger_service,

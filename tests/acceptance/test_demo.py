@@ -24,7 +24,7 @@ def data() -> Iterator[Path]:
 def test_the_demo_ends_with_every_unit_accounted_for(data: Path) -> None:
     shown = tollkeeper(
         "demo", "--exit", "--requests", "2000", "--data", str(data), "--port", str(free_port()),
-        "--json",
+        "--shadow-port", str(free_port()), "--json",
     )  # fmt: skip
     report = shown.json()
     audit = report["audit"]
@@ -48,6 +48,7 @@ def test_it_stays_up_for_the_other_commands_until_ctrl_c(data: Path, tmp_path: P
             [
                 sys.executable, "-m", "tollkeeper", "demo", "--requests", "200",
                 "--data", str(data), "--port", str(free_port()),
+                "--shadow-port", str(free_port()),
             ],
             env=clean_environment({}),
             stdout=output,

@@ -28,6 +28,7 @@ class Up:
 
     process: subprocess.Popen[str]
     url: str
+    shadow_url: str
     data: Path
     shown: str
 
@@ -82,6 +83,10 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-m", "tollkeeper", "up", *options]
 
 
+def ports() -> tuple[str, ...]:
+    return ("--port", str(free_port()), "--shadow-port", str(free_port()))
+
+
 def environment(**settings: str) -> dict[str, str]:
     kept = {name: text for name, text in os.environ.items() if not name.startswith("TOLLKEEPER_")}
     return kept | settings
@@ -103,9 +108,11 @@ def refusal(*options: str, **settings: str) -> str:
 
 @contextmanager
 def up(data: Path, *options: str, settings: Mapping[str, str] | None = None) -> Iterator[Up]:
-    port = free_port()
+    port, shadow_port = free_port(), free_port()
     process = subprocess.Popen(
-        command("--data", str(data), "--port", str(port), *options),
+        command(
+            "--data", str(data), "--port", str(port), "--shadow-port", str(shadow_port), *options
+        ),
         env=environment(**(settings or {})),
         stdout=subprocess.PIPE,
         text=True,
@@ -119,7 +126,13 @@ def up(data: Path, *options: str, settings: Mapping[str, str] | None = None) -> 
                 break
         else:
             pytest.fail(f"it ended with {process.wait()}")
-        yield Up(process=process, url=f"http://127.0.0.1:{port}", data=data, shown="".join(shown))
+        yield Up(
+            process=process,
+            url=f"http://127.0.0.1:{port}",
+            shadow_url=f"http://127.0.0.1:{shadow_port}",
+            data=data,
+            shown="".join(shown),
+        )
     finally:
         process.terminate()
         process.wait()
@@ -151,18 +164,21 @@ def test_everything_starts_from_nothing_and_ctrl_c_stops_it(tmp_path: Path) -> N
     data = tmp_path / "data"
     with up(data) as running:
         key = (data / "dev.key").read_text().strip()
-        assert {key, running.url, str(data)} <= set(running.shown.replace("/v1", " ").split())
+        shown = set(running.shown.replace("/v1", " ").split())
+        assert {key, running.url, running.shadow_url, str(data)} <= shown
         assert (data / "dev.key").stat().st_mode & 0o777 == 0o600
         assert (data / "checkpoint.key").stat().st_mode & 0o777 == 0o600
         assert (data / "checkpoint.pub").read_text().startswith("tollkeeper/credits+")
         assert (data / "checkpoints").is_dir()
         assert json.loads((data / "up.json").read_text()) == {
             "url": running.url,
+            "shadow_url": running.shadow_url,
             "pid": running.process.pid,
         }
         assert topped_up(running, 500, "first").status_code == 201
         started = running.children()
-        assert len(started) == 3
+        assert len(started) == 4
+        assert httpx.get(f"{running.shadow_url}/health/ready").status_code == 200
 
         running.process.send_signal(signal.SIGINT)
         assert running.process.wait(DEADLINE_S) == 0
@@ -192,7 +208,7 @@ def test_the_psql_line_reaches_the_ledger(tmp_path: Path) -> None:
 
 def test_second_up_on_one_directory_says_who_holds_it(tmp_path: Path) -> None:
     with up(tmp_path) as running:
-        said = refusal("--data", str(tmp_path), "--port", str(free_port()))
+        said = refusal("--data", str(tmp_path), *ports())
 
         assert f"in use by process {running.process.pid} (" in said
         assert running.url in said
@@ -208,8 +224,13 @@ def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
         port = other.getsockname()[1]
 
         said = refusal("--data", str(tmp_path), "--port", str(port))
+        shadow = refusal(
+            "--data", str(tmp_path), "--port", str(free_port()), "--shadow-port", str(port)
+        )
 
     assert f"Cannot listen on 127.0.0.1:{port}: address already in use." in said
+    assert said.endswith("Choose another with --port.")
+    assert shadow.endswith("Choose another with --shadow-port.")
     assert not (tmp_path / "postgres").exists()
 
 
@@ -290,8 +311,9 @@ def test_configured_databases_are_used_instead_of_the_embedded_one(
 
     with up(tmp_path, settings=dsns) as running:
         assert topped_up(running, 500, "first").status_code == 201
+        assert "TOLLKEEPER_SHADOW_DSN is not set" in running.shown
         assert not (tmp_path / "postgres").exists()
-        said = refusal("--data", str(tmp_path), "--port", str(free_port()), **dsns)
+        said = refusal("--data", str(tmp_path), *ports(), **dsns)
 
     assert f"in use by process {running.process.pid} (" in said
 
@@ -309,6 +331,6 @@ def test_more_processes_than_connections_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_service_that_cannot_start_is_quoted(tmp_path: Path) -> None:
-    said = refusal("--data", str(tmp_path), "--port", str(free_port()), TOLLKEEPER_LOG_LEVEL="loud")
+    said = refusal("--data", str(tmp_path), *ports(), TOLLKEEPER_LOG_LEVEL="loud")
 
     assert " did not start: The log level must be one of" in said

@@ -6,10 +6,20 @@ import pytest
 from tollkeeper.access import messages as access_messages
 from tollkeeper.credits import alert_messages, freeze_messages
 from tollkeeper.credits import messages as credits_messages
+from tollkeeper.shadow import decision_messages, outcome_messages
+from tollkeeper.shadow import messages as shadow_messages
 
 BODIES = [
     kind
-    for module in (access_messages, alert_messages, credits_messages, freeze_messages)
+    for module in (
+        access_messages,
+        alert_messages,
+        credits_messages,
+        freeze_messages,
+        shadow_messages,
+        outcome_messages,
+        decision_messages,
+    )
     for name, kind in sorted(vars(module).items())
     if name.endswith(("Body", "Item"))
     and isinstance(kind, type)

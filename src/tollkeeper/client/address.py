@@ -19,8 +19,10 @@ class Address:
     api_key: str = field(repr=False)
 
 
-def find_local(data: Path) -> Address:
+def find_local(data: Path, name: str = "url") -> Address:
     """Return the address of the `tollkeeper up` that uses this data directory.
+
+    `name` is what the service's address is called in `up.json`: `url` is that of credits.
 
     Raises:
         ConfigurationError: nothing runs there, or its files cannot be read.
@@ -29,13 +31,18 @@ def find_local(data: Path) -> Address:
     try:
         document = json.loads((data / "up.json").read_text(encoding="utf-8"))
         key = (data / "dev.key").read_text(encoding="utf-8").strip()
-        return Address(url=str(document["url"]), api_key=key)
+        return Address(url=str(document[name]), api_key=key)
     except FileNotFoundError as error:
         raise ConfigurationError(
             problem=f"nothing runs in {data}: start it with `tollkeeper up`, name its directory "
-            "with TOLLKEEPER_DATA, or set TOLLKEEPER_URL and TOLLKEEPER_API_KEY."
+            f"with TOLLKEEPER_DATA, or set TOLLKEEPER_{name.upper()} and TOLLKEEPER_API_KEY."
         ) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
+        raise ConfigurationError(
+            problem=f"what runs in {data} has no {error.args[0]} in its up.json: that service does "
+            "not run there."
+        ) from error
+    except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(
             problem=f"{data}/up.json and dev.key cannot be read: {error}."
         ) from error

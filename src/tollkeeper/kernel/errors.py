@@ -6,6 +6,7 @@ TollkeeperError
 ├── WebError                  (web/errors.py)
 ├── CreditsError              (credits/errors.py)
 ├── AccessError               (access/errors.py)
+├── ShadowError               (shadow/errors.py)
 └── MigrationError            (migrate/errors.py)
 
 Facts are fields. An error knows nothing of HTTP; each slice's `api.py` maps it to a status.

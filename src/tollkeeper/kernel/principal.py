@@ -1,7 +1,6 @@
 """Who is asking: the scopes a key may carry and the principal a valid key stands for.
 
-Not how keys are kept or checked (`access`) and not how they travel (`web/auth.py`): only the noun
-that those two and every slice with routes share.
+How keys are kept and checked knows `access`, how they travel `web/auth.py`.
 """
 
 from dataclasses import dataclass
@@ -16,17 +15,17 @@ class Scope(StrEnum):
 
     CREDITS_READ = "credits:read"
     CREDITS_WRITE = "credits:write"
+    SHADOW_READ = "shadow:read"
+    SHADOW_WRITE = "shadow:write"
+    SHADOW_ASSIGN = "shadow:assign"
+    SHADOW_DEPLOY = "shadow:deploy"
     ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """The holder of a valid key; `tenant_id` is None when the key is not bound to a tenant.
-
-    `scopes` holds everything the key allows, with what `admin` implies already spelled out, so
-    that asking is one look into a set.
-    """
+    """The holder of a valid key."""
 
     key_id: UUID
-    scopes: frozenset[str]
-    tenant_id: TenantId | None
+    scopes: frozenset[str]  # all it allows, what `admin` implies spelled out: one look into a set
+    tenant_id: TenantId | None  # None: the key is not bound to a tenant

@@ -67,6 +67,10 @@ class Catalogue:
             reading.add_done_callback(lambda _: self._reading.pop(experiment_id, None))
         return await asyncio.shield(reading)
 
+    def learn(self, experiment: Experiment) -> None:
+        """Take in an experiment that the caller has just read or changed."""
+        self._hold(experiment, self._clock.monotonic_s())
+
     async def rules(self, connection: Connection, versions: Mapping[int, int]) -> dict[int, Rules]:
         """Return the rules of experiments in just these versions, which their locks keep."""
         now_s = self._clock.monotonic_s()

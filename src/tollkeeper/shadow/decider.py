@@ -9,7 +9,6 @@ moment, which can only take away. Rolling back needs nothing.
 """
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -42,7 +41,7 @@ from tollkeeper.shadow.errors import (
 )
 from tollkeeper.shadow.experiment_store import ExperimentStore
 from tollkeeper.shadow.looks import Standing, due_look
-from tollkeeper.shadow.metrics import ShadowMetrics
+from tollkeeper.shadow.metrics import DecisionMetrics
 from tollkeeper.shadow.model import (
     Decision,
     Deployment,
@@ -56,7 +55,8 @@ from tollkeeper.shadow.service import lent, visible
 VERDICT_LIFETIME: Final = timedelta(hours=24)
 """How long a verdict to deploy stands: data of yesterday are data of yesterday."""
 
-SEED_BITS: Final = 63
+MAX_SEED: Final = (1 << 63) - 1
+"""The database keeps a seed in 64 bits with a sign."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,8 +68,6 @@ class Instruments:
     clock: Clock
     entropy: EntropySource
     code: str
-    seed: Callable[[], int]
-    """Returns `SEED_BITS` random bits."""
 
 
 class Decider:
@@ -83,7 +81,7 @@ class Decider:
         *,
         writes: Pool,
         reads: Pool,
-        metrics: ShadowMetrics,
+        metrics: DecisionMetrics,
         instruments: Instruments,
     ) -> None:
         self._store = store
@@ -128,7 +126,7 @@ class Decider:
                 return None
         if decision is not None:
             self._tell(decision, standing.experiment_id)
-            await self._catalogue.see_change()
+            await self._learn(standing.experiment_id)
         return decision
 
     async def analysis(self, experiment_id: str, tenant_id: TenantId | None) -> AnalysisView:
@@ -159,8 +157,8 @@ class Decider:
 
     async def decisions(
         self, experiment_id: str, tenant_id: TenantId | None, *, after: int, limit: int
-    ) -> tuple[Experiment, list[Decision]]:
-        """Return an experiment, and up to `limit` of its decisions above a sequence, oldest first.
+    ) -> list[Decision]:
+        """Return up to `limit` decisions of an experiment above a sequence, oldest first.
 
         Raises:
             ExperimentNotFound: there is none, or it is another tenant's.
@@ -169,8 +167,7 @@ class Decider:
             found = await self._experiments.read(connection, experiment_id)
             experiment = visible(found, experiment_id, tenant_id)
             number = experiment.experiment_no
-            page = await self._store.decisions(connection, number, after=after, limit=limit)
-        return experiment, page
+            return await self._store.decisions(connection, number, after=after, limit=limit)
 
     async def deploy(
         self, experiment_id: str, variant: str, tenant_id: TenantId | None, *, by: str
@@ -188,7 +185,7 @@ class Decider:
             ShadowUnavailable: try again.
         """
         async with lent(self._writes) as connection:
-            refusal: GateRefused | None = None
+            made: Deployment | None = None
             async with connection.transaction():
                 found = await self._experiments.read(connection, experiment_id)
                 experiment = visible(found, experiment_id, tenant_id)
@@ -200,26 +197,28 @@ class Decider:
                 if standing is not None:
                     return *standing, False
                 confirmation, refusal = await self._confirm(connection, experiment, variant_no)
-                if refusal is None:
-                    assert confirmation is not None
+                if confirmation is not None:
                     made = await self._insert(connection, experiment, confirmation, by=by)
         # A refused confirmation is kept: it was committed with the block.
-        await self._catalogue.see_change()
+        await self._learn(experiment.experiment_id)
+        self._metrics.deployment("deployed" if refusal is None else "refused")
         if refusal is not None:
             _log.info(
                 "shadow.deployment_refused", experiment=experiment_id, variant=variant,
                 tenant=experiment.tenant_id, reasons=list(refusal.reasons), actor=by,
             )  # fmt: skip
             raise refusal
+        assert made is not None
+        assert confirmation is not None
         _log.info(
             "shadow.deployed", experiment=experiment_id, variant=variant, actor=by,
             tenant=experiment.tenant_id, deployment=str(made.deployment_id),
         )  # fmt: skip
-        return made, confirmation, True  # type: ignore[return-value]  # it is there without a refusal
+        return made, confirmation, True
 
     async def roll_back(
         self, deployment_id: UUID, tenant_id: TenantId | None, *, by: str, reason: str | None
-    ) -> tuple[Deployment, Experiment, bool]:
+    ) -> tuple[Deployment, bool]:
         """Take a deployment back, always; the last is whether this did it.
 
         Raises:
@@ -232,13 +231,14 @@ class Decider:
             deployment = await self._found(connection, deployment_id, tenant_id)
             experiment = await self._experiments.read(connection, deployment.experiment_id)
         assert experiment is not None
-        await self._catalogue.see_change()
+        self._catalogue.learn(experiment)
         if done:
+            self._metrics.deployment("rolled_back")
             _log.warning(
                 "shadow.rolled_back", experiment=deployment.experiment_id, actor=by,
                 tenant=deployment.tenant_id, deployment=str(deployment_id), reason=reason,
             )  # fmt: skip
-        return deployment, experiment, done
+        return deployment, done
 
     async def deployment(
         self, deployment_id: UUID, tenant_id: TenantId | None
@@ -257,10 +257,8 @@ class Decider:
             raise DeploymentNotFound(deployment_id=deployment_id)
         return deployment, experiment, decision
 
-    async def deployments(
-        self, experiment_id: str, tenant_id: TenantId | None
-    ) -> tuple[Experiment, list[Deployment]]:
-        """Return an experiment and all its deployments, oldest first.
+    async def deployments(self, experiment_id: str, tenant_id: TenantId | None) -> list[Deployment]:
+        """Return all deployments of an experiment, oldest first.
 
         Raises:
             ExperimentNotFound: there is none, or it is another tenant's.
@@ -268,7 +266,7 @@ class Decider:
         async with self._reads.connection() as connection:
             found = await self._experiments.read(connection, experiment_id)
             experiment = visible(found, experiment_id, tenant_id)
-            return experiment, await self._store.deployments(connection, experiment.experiment_no)
+            return await self._store.deployments(connection, experiment.experiment_no)
 
     async def _look(self, connection: Connection, standing: Standing) -> Decision | None:
         """Take a look on the data of this moment, in the caller's unit of work."""
@@ -288,7 +286,7 @@ class Decider:
         self, connection: Connection, experiment_no: int, *, kind: str, look: int
     ) -> tuple[Decision, Decided]:
         moment, inputs = await self._store.inputs(connection, experiment_no)
-        seed, code = self._with.seed(), self._with.code
+        seed, code = self._with.entropy() & MAX_SEED, self._with.code
         decided = await asyncio.to_thread(
             decide, inputs, look=look, kind=kind, seed=seed, code=code
         )
@@ -309,13 +307,14 @@ class Decider:
         self, connection: Connection, experiment_id: ExperimentId, decided: Decided
     ) -> None:
         """Begin the epoch of the weights that a look gives an adaptive experiment."""
-        if decided.weights is None or decided.verdict is Verdict.DEPLOY:
+        weights = decided.weights_next
+        if weights is None or decided.verdict is Verdict.DEPLOY:
             return
         experiment = await self._experiments.read(connection, experiment_id)
         assert experiment is not None
         is_running = experiment.state is ExperimentState.RUNNING
-        if is_running and decided.weights != experiment.weights:
-            await self._experiments.begin_epoch(connection, experiment, decided.weights)
+        if is_running and weights != experiment.weights:
+            await self._experiments.begin_epoch(connection, experiment, weights)
 
     async def _deployed(
         self, connection: Connection, experiment: Experiment, variant_no: int
@@ -398,8 +397,15 @@ class Decider:
             raise DeploymentNotFound(deployment_id=deployment_id)
         return deployment
 
+    async def _learn(self, experiment_id: ExperimentId) -> None:
+        """Have this process know an experiment as it is now."""
+        async with self._reads.connection() as connection:
+            experiment = await self._experiments.read(connection, experiment_id)
+        if experiment is not None:
+            self._catalogue.learn(experiment)
+
     def _tell(self, decision: Decision, experiment_id: ExperimentId) -> None:
-        self._metrics.decided(decision.verdict)
+        self._metrics.decided(decision.kind, decision.verdict)
         _log.info(
             "shadow.look_taken", experiment=experiment_id, look=decision.look,
             verdict=decision.verdict.value, sequence=decision.sequence,
@@ -407,15 +413,31 @@ class Decider:
 
 
 class _Condition(msgspec.Struct):
-    is_met: bool
-    told: str
+    holds: bool
+    reason: str
+
+
+class _Arm(msgspec.Struct):
+    variant: str
+    probability_best: float | None = None
 
 
 class _Document(msgspec.Struct):
     conditions: list[_Condition]
+    arms: list[_Arm]
 
 
 def reasons_of(decision: Decision) -> tuple[str, ...]:
     """Return what a decision says of each condition that is not met."""
     document = msgspec.json.decode(decision.document, type=_Document)
-    return tuple(each.told for each in document.conditions if not each.is_met)
+    return tuple(each.reason for each in document.conditions if not each.holds)
+
+
+def best_of(decision: Decision) -> dict[str, float]:
+    """Return P(best) of every variant, as a decision has it; empty while nobody can say."""
+    document = msgspec.json.decode(decision.document, type=_Document)
+    return {
+        arm.variant: arm.probability_best
+        for arm in document.arms
+        if arm.probability_best is not None
+    }

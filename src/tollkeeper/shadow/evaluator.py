@@ -10,8 +10,9 @@ import contextlib
 import structlog
 
 from tollkeeper.kernel.clock import Clock
-from tollkeeper.shadow.decider import Decider
-from tollkeeper.shadow.metrics import ShadowMetrics
+from tollkeeper.shadow.decider import Decider, best_of
+from tollkeeper.shadow.looks import due_look
+from tollkeeper.shadow.metrics import DecisionMetrics
 
 PERIOD_S = 1.0
 """Between two rounds: a look is taken so long after it is due."""
@@ -25,7 +26,7 @@ _log = structlog.get_logger(__name__)
 class Evaluator:
     """A task that goes through the experiments until it is closed."""
 
-    def __init__(self, decider: Decider, *, clock: Clock, metrics: ShadowMetrics) -> None:
+    def __init__(self, decider: Decider, *, clock: Clock, metrics: DecisionMetrics) -> None:
         self._decider = decider
         self._clock = clock
         self._metrics = metrics
@@ -45,15 +46,16 @@ class Evaluator:
 
     async def round(self, *, is_census: bool) -> None:
         """Take what is due; in a census, look for what should not be, too."""
-        for standing in await self._decider.standings():
+        standings = await self._decider.standings()
+        due = [each for each in standings if due_look(each) is not None]
+        self._metrics.show_overdue(len(due))
+        for standing in due:
             decision = await self._decider.take_look(standing)
             if decision is not None:
-                self._metrics.looked(standing, decision)
+                self._metrics.show_best(standing.experiment_id, best_of(decision))
         if is_census:
-            self._metrics.census(
-                counts=await self._decider.counts(),
-                without_testing=await self._decider.without_testing(),
-            )
+            self._metrics.show_experiments(await self._decider.counts())
+            self._metrics.show_untested(await self._decider.without_testing())
 
     async def _run(self) -> None:
         rounds = 0

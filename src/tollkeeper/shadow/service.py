@@ -6,8 +6,10 @@ can choose by itself and report later; the first exposure that is recorded stand
 """
 
 import hashlib
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import msgspec
 import structlog
@@ -15,9 +17,17 @@ import structlog
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
+from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import TenantId
-from tollkeeper.shadow.allocation import Allocation, Placement, allocate
-from tollkeeper.shadow.catalogue import Catalogue
+from tollkeeper.shadow.allocation import (
+    Allocation,
+    HoldoutShare,
+    NamespaceRange,
+    Placement,
+    PlacementKind,
+    allocate,
+)
+from tollkeeper.shadow.catalogue import FRESH_FOR_S, Catalogue
 from tollkeeper.shadow.counting import shard_of
 from tollkeeper.shadow.engine import Engine, Result
 from tollkeeper.shadow.errors import (
@@ -29,13 +39,11 @@ from tollkeeper.shadow.errors import (
     ExperimentNotRunning,
     ExperimentTaken,
     OutcomeFailed,
-    ProfileUnknown,
     ShadowError,
     ShadowUnavailable,
     StateRefused,
 )
 from tollkeeper.shadow.experiment_store import ExperimentStore
-from tollkeeper.shadow.gate import PROFILES
 from tollkeeper.shadow.model import (
     Definition,
     Experiment,
@@ -47,6 +55,7 @@ from tollkeeper.shadow.model import (
     Recorded,
     Request,
 )
+from tollkeeper.shadow.profiles import profile_of
 from tollkeeper.shadow.requests import (
     Assigned,
     AssignmentStatus,
@@ -56,9 +65,15 @@ from tollkeeper.shadow.requests import (
     Snapshot,
 )
 
-_UNCOUNTED: Mapping[str, AssignmentStatus] = {
-    "held_out": AssignmentStatus.HELD_OUT,
-    "excluded": AssignmentStatus.EXCLUDED,
+SNAPSHOT_LIMIT: Final = 10_000
+"""Experiments in a snapshot at most: the oldest ones that units are assigned by."""
+
+ALLOCATIONS_LIMIT: Final = 10_000
+"""Epochs whose allocation is kept in memory; it is made anew in microseconds."""
+
+_UNCOUNTED: Final[Mapping[PlacementKind, AssignmentStatus]] = {
+    PlacementKind.HELD_OUT: AssignmentStatus.HELD_OUT,
+    PlacementKind.EXCLUDED: AssignmentStatus.EXCLUDED,
 }
 
 _log = structlog.get_logger(__name__)
@@ -75,13 +90,17 @@ class ShadowService:
         *,
         reads: Pool,
         writes: Pool,
+        clock: Clock,
     ) -> None:
         self._engine = engine
         self._catalogue = catalogue
         self._store = store
         self._reads = reads
         self._writes = writes
+        self._clock = clock
         self._allocations: dict[tuple[int, int], tuple[int, Allocation]] = {}
+        self._shown: tuple[Experiment, ...] = ()
+        self._shown_at_s = -math.inf
 
     async def create(
         self, experiment_id: str, definition: Definition, tenant_id: TenantId
@@ -153,7 +172,8 @@ class ShadowService:
                 experiment = await self._move(connection, experiment, change.state)
             if change.weights is not None:
                 experiment = await self._reweigh(connection, experiment, change.weights)
-        await self._catalogue.see_change()
+        self._catalogue.learn(experiment)
+        self._shown_at_s = -math.inf
         _log.info(
             "shadow.experiment_changed", experiment=experiment_id, tenant=experiment.tenant_id,
             state=experiment.state.value, version=experiment.version,
@@ -220,11 +240,14 @@ class ShadowService:
         return results  # type: ignore[return-value]  # every place has its result
 
     async def snapshot(self, tenant_id: TenantId | None) -> Snapshot:
-        """Return what a client needs to choose variants by itself."""
+        """Return what a client needs to choose variants by itself, a second old at most."""
+        now_s = self._clock.monotonic_s()
+        if now_s - self._shown_at_s >= FRESH_FOR_S:
+            async with self._reads.connection() as connection:
+                found = await self._store.of_interest(connection, limit=SNAPSHOT_LIMIT)
+            self._shown, self._shown_at_s = tuple(found), now_s
         experiments = tuple(
-            each
-            for each in await self._catalogue.all()
-            if tenant_id is None or each.tenant_id == tenant_id
+            each for each in self._shown if tenant_id is None or each.tenant_id == tenant_id
         )
         versions = [(each.experiment_no, each.version) for each in experiments]
         digest = hashlib.sha256(msgspec.json.encode(versions)).hexdigest()[:32]
@@ -290,6 +313,8 @@ class ShadowService:
         status = _UNCOUNTED.get(placement.kind)
         if status is not None:
             return _uncounted(experiment, unit, status)
+        assert placement.variant is not None
+        assert placement.probability is not None
         return Expose(
             experiment_no=experiment.experiment_no,
             unit_id=unit.unit_id,
@@ -307,6 +332,8 @@ class ShadowService:
         key = (experiment.experiment_no, epoch)
         kept = self._allocations.get(key)
         if kept is None or kept[0] != experiment.version:
+            if len(self._allocations) >= ALLOCATIONS_LIMIT:
+                self._allocations.clear()
             kept = experiment.version, allocation_of(experiment, epoch)
             self._allocations[key] = kept
         return allocate(kept[1], unit_id)
@@ -331,14 +358,14 @@ class ShadowService:
 
 def allocation_of(experiment: Experiment, epoch: int) -> Allocation:
     """Return what units of an epoch are allocated by; the salt is the experiment's id."""
-    definition = experiment.definition
+    holdout, namespace = experiment.definition.holdout, experiment.definition.namespace
     return Allocation(
         salt=experiment.experiment_id,
         weights=experiment.epochs[epoch - 1].weights,
-        control=definition.control_no,
-        holdout=definition.holdout and (definition.holdout.group, definition.holdout.share),
-        namespace=definition.namespace
-        and (definition.namespace.name, definition.namespace.start, definition.namespace.end),
+        holdout=None if holdout is None else HoldoutShare(group=holdout.group, share=holdout.share),
+        namespace=None
+        if namespace is None
+        else NamespaceRange(name=namespace.name, start=namespace.start, end=namespace.end),
     )
 
 
@@ -369,10 +396,7 @@ async def lent(pool: Pool) -> AsyncIterator[Connection]:
 
 
 def _check_profile(definition: Definition) -> None:
-    if definition.profile not in PROFILES:
-        raise ProfileUnknown(profile=definition.profile, known=tuple(PROFILES))
-    is_planned = PROFILES[definition.profile].is_planned
-    if is_planned and definition.looks is None:
+    if profile_of(definition.profile).plans_looks and definition.looks is None:
         fault = f"must be a number: profile {definition.profile} decides at planned looks only"
         raise DefinitionInvalid(field="looks", fault=fault)
 
@@ -405,4 +429,3 @@ def _assigned(
         exposed_at=result.exposed_at,
         is_new=result.is_new,
     )
-

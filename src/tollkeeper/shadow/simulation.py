@@ -199,9 +199,7 @@ def summarise(setting: Setting, lift_no: int, runs: Sequence[Run]) -> Outcome:
     )
 
 
-def _evidence(
-    setting: Setting, lift_no: int, generator: np.random.Generator
-) -> Iterator[Evidence]:
+def _evidence(setting: Setting, lift_no: int, generator: np.random.Generator) -> Iterator[Evidence]:
     """Yield what is there at each look."""
     rates = np.array(setting.rates(setting.lifts[lift_no]))
     weights = np.array(setting.definition.weights)

@@ -28,3 +28,19 @@ class JsonAnswer:
         headers = [_JSON, length, *self._headers]
         await send({"type": "http.response.start", "status": self._status, "headers": headers})
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
+
+
+class EmptyAnswer:
+    """Sends `status` alone, one whose answers have no body; `headers` as above."""
+
+    __slots__ = ("_headers", "_status")
+
+    def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        self._headers = headers
+        self._status = status
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        """Send the head."""
+        headers = list(self._headers)
+        await send({"type": "http.response.start", "status": self._status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})

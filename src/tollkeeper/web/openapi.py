@@ -91,7 +91,7 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer that is no problem document; without a `view` its body is plain text.
+    """An answer that is no problem document; without a `view` its body is plain text, or empty.
 
     `files` are the media types of files that it can be instead.
     """
@@ -101,6 +101,7 @@ class Answer:
     headers: Mapping[str, dict[str, object]] = field(default_factory=dict)
     next_steps: tuple[NextStep, ...] = ()
     files: tuple[str, ...] = ()
+    is_empty: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +219,7 @@ def _responses(facts: RouteFacts, table: ProblemTable) -> dict[str, dict[str, ob
         responses[str(status)] = {
             "description": answer.description,
             **({"headers": answer.headers} if answer.headers else {}),
-            "content": _content(answer),
+            **({} if answer.is_empty else {"content": _content(answer)}),
         }
         if answer.next_steps:
             links = {step.operation: step.to_schema() for step in answer.next_steps}

@@ -15,12 +15,13 @@ from tests.database_clock import make_settable, set_ahead
 from tests.ledger import Ledger, consume, held_by, running_ledger, words, words_of
 from tests.stage import as_another_request
 
-from tollkeeper.app import Readiness, build_credits_app
+from tollkeeper.app import offer_credits
 from tollkeeper.config import Settings
 from tollkeeper.credits import requests
 from tollkeeper.credits.errors import KeyExpired
 from tollkeeper.credits.model import HoldState, Kind, Posted
 from tollkeeper.database.driver import Connection
+from tollkeeper.frame import Readiness, build_app
 from tollkeeper.kernel.ids import AccountId, mint_key, system_entropy
 from tollkeeper.wiring import credits_runtime, ensure_development_key
 
@@ -138,7 +139,7 @@ async def test_a_service_whose_host_is_in_another_year_decides_as_the_database_d
     settings = Settings(credits_dsn=credits_dsn, access_dsn=access_dsn)
     async with credits_runtime(settings) as runtime:
         astray = replace(runtime, clock=SetClock(datetime.now(UTC) + far))
-        application = build_credits_app(astray, Readiness(astray))
+        application = build_app(astray, Readiness(astray, "credits"), offer_credits(astray))
         transport = httpx.ASGITransport(app=application)  # type: ignore[arg-type]  # other ASGI types
         async with httpx.AsyncClient(transport=transport, base_url="http://ledger") as client:
             client.headers["Authorization"] = f"Bearer {token}"

@@ -35,7 +35,7 @@ def answer_to(method: str, path: str) -> tuple[int, bytes]:
 
     express = Express(
         pass_on, prefix="/a/", parameter="name", routes={"said": say_name, "broken": break_down},
-        problems=SHARED_PROBLEMS,
+        problems=SHARED_PROBLEMS, paths={"/alone": say_name, "/a/alone": say_name},
     )  # fmt: skip
     scope = {"type": "http", "method": method, "path": path, "headers": []}
     asyncio.run(express(scope, receive, send))  # type: ignore[arg-type]  # the keys it reads
@@ -46,10 +46,16 @@ def test_its_routes_are_answered_with_the_name_in_their_path() -> None:
     assert (201, b"ann") == answer_to("POST", "/a/ann/said")
 
 
+def test_its_paths_are_answered_without_a_name() -> None:
+    assert (201, b"") == answer_to("POST", "/alone")
+    assert (201, b"") == answer_to("POST", "/a/alone")
+
+
 def test_everything_else_is_passed_on() -> None:
     for method, path in [
         ("GET", "/a/ann/said"), ("POST", "/a/ann/said/"), ("POST", "/a/ann"), ("POST", "/a/"),
         ("POST", "/b/ann/said"), ("POST", "/a/ann/x/said"), ("POST", "/"),
+        ("GET", "/alone"), ("POST", "/alone/"),
     ]:  # fmt: skip
         assert (200, b"passed on") == answer_to(method, path), (method, path)
 
