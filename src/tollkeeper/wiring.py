@@ -361,7 +361,7 @@ async def ensure_development_key(access_dsn: str, path: Path) -> str:
         ConfigurationError: the file cannot be read or written.
         DatabaseError: the database cannot be reached.
     """
-    async with _owners_issuer(access_dsn) as issuer:
+    async with owners_issuer(access_dsn) as issuer:
         return await keyfile.ensure_development_key(issuer, path)
 
 
@@ -382,12 +382,13 @@ async def create_first_key(
         DatabaseError: the database cannot be reached.
     """
     await preflight.check({variable_of("access_dsn"): access_dsn}, pooler=pooler)
-    async with _owners_issuer(access_dsn, pooler) as issuer:
+    async with owners_issuer(access_dsn, pooler) as issuer:
         return await issuer.create_first_key(name, expires_in_s=expires_in_s, is_forced=is_forced)
 
 
 @asynccontextmanager
-async def _owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
+async def owners_issuer(access_dsn: str, pooler: Pooler = Pooler.NONE) -> AsyncIterator[KeyIssuer]:
+    """Lend what makes keys, as the owner of their database."""
     clock = SystemClock()
     connect = connector(
         access_dsn,

@@ -18,11 +18,13 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 import asyncpg
+import httpx
 import pytest
 from tests.conftest import Databases
 
 from tollkeeper.cli import main
-from tollkeeper.wiring import ensure_development_key
+from tollkeeper.kernel.ids import TenantId
+from tollkeeper.wiring import ensure_development_key, owners_issuer
 
 READY_S = 20.0
 """A service that is not ready by then does not start."""
@@ -64,6 +66,30 @@ class Service:
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
         """Run `tollkeeper ARGUMENTS` to its end, in this process."""
         return inside(*arguments, environment={**self.environment, **(environment or {})})
+
+
+@dataclass(frozen=True)
+class ShadowService:
+    """A running shadow service, and the command line that is pointed at it."""
+
+    url: str
+    api_key: str
+    shadow_dsn: str
+    pid: int
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Return what points the command line here."""
+        return {"TOLLKEEPER_SHADOW_URL": self.url, "TOLLKEEPER_API_KEY": self.api_key}
+
+    def run(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
+        """Run `tollkeeper ARGUMENTS` to its end, in this process."""
+        return inside(*arguments, environment={**self.environment, **(environment or {})})
+
+    def client(self, token: str | None = None) -> httpx.Client:
+        """Return a client with a key: the administrator's, or another."""
+        headers = {"Authorization": f"Bearer {token or self.api_key}"}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=20)
 
 
 def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
@@ -128,27 +154,38 @@ def running_service(
     credits_dsn: str, access_dsn: str, folder: Path, *, settings: Mapping[str, str] | None = None
 ) -> Iterator[Service]:
     """Run `tollkeeper serve credits` on a free port until the block ends."""
-    port, api_key = free_port(), create_key(access_dsn, folder / "dev.key")
-    environment = clean_environment(
-        {
-            "TOLLKEEPER_CREDITS_DSN": credits_dsn,
-            "TOLLKEEPER_ACCESS_DSN": access_dsn,
-            "TOLLKEEPER_DRAIN_GRACE_S": "0",
-            **(settings or {}),
-        }
-    )
-    log = folder / "service.log"
+    api_key = create_key(access_dsn, folder / "dev.key")
+    dsns = {"TOLLKEEPER_CREDITS_DSN": credits_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
+    with serving("credits", {**dsns, **(settings or {})}, folder / "service.log") as (url, pid):
+        yield Service(url, api_key, credits_dsn, pid)
+
+
+@contextmanager
+def running_shadow(
+    shadow_dsn: str, access_dsn: str, folder: Path, *, settings: Mapping[str, str] | None = None
+) -> Iterator[ShadowService]:
+    """Run `tollkeeper serve shadow` on a free port until the block ends."""
+    api_key = create_key(access_dsn, folder / "dev.key")
+    dsns = {"TOLLKEEPER_SHADOW_DSN": shadow_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
+    with serving("shadow", {**dsns, **(settings or {})}, folder / "service.log") as (url, pid):
+        yield ShadowService(url, api_key, shadow_dsn, pid)
+
+
+@contextmanager
+def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple[str, int]]:
+    """Run a service on a free port until the block ends; lend its URL and its process id."""
+    port = free_port()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tollkeeper", "serve", "credits", "--port", str(port)],
-            env=environment,
+            [sys.executable, "-m", "tollkeeper", "serve", name, "--port", str(port)],
+            env=clean_environment({"TOLLKEEPER_DRAIN_GRACE_S": "0", **settings}),
             stdout=output,
             stderr=output,
         )
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, log)
-        yield Service(url, api_key, credits_dsn, process.pid)
+        yield url, process.pid
     finally:
         process.terminate()
         try:
@@ -176,6 +213,26 @@ def create_key(access_dsn: str, path: Path) -> str:
     with ThreadPoolExecutor(max_workers=1) as thread:
         work = thread.submit(lambda: asyncio.run(ensure_development_key(access_dsn, path)))
         return work.result()
+
+
+def create_keys(
+    access_dsn: str, wanted: Mapping[str, tuple[Sequence[str], str | None]]
+) -> dict[str, str]:
+    """Make keys by name, of scopes and a tenant; a service that starts later knows them at once."""
+
+    async def work() -> dict[str, str]:
+        async with owners_issuer(access_dsn) as issuer:
+            return {
+                name: (
+                    await issuer.create_key(
+                        name, scopes=scopes, tenant_id=None if tenant is None else TenantId(tenant)
+                    )
+                ).token
+                for name, (scopes, tenant) in wanted.items()
+            }
+
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(lambda: asyncio.run(work())).result()
 
 
 @pytest.fixture(scope="module")

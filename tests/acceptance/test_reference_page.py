@@ -2,12 +2,12 @@
 
 import html
 import re
-import shlex
 
 import httpx
 import pytest
 import schemathesis
 from tests.acceptance.conftest import Service
+from tests.documents import request_of
 
 from tollkeeper.app import PROBLEMS
 from tollkeeper.credits.messages import VerificationView
@@ -140,18 +140,3 @@ def test_every_example_works_in_their_order(service: Service, page: str) -> None
 
 def test_documented_verification_is_the_one_that_is_answered() -> None:
     assert Verification.__struct_fields__ == VerificationView.__struct_fields__
-
-
-def request_of(command: str) -> httpx.Request:
-    """Return what curl would send; `-H`, `-d` and `-X` are all that the examples use."""
-    words = shlex.split(command.replace("\\\n", " "))
-    pairs = list(zip(words[2::2], words[3::2], strict=True))
-    headers = dict(value.split(": ", 1) for option, value in pairs if option == "-H")
-    bodies = [value for option, value in pairs if option == "-d"]
-    methods = [value for option, value in pairs if option == "-X"]
-    return httpx.Request(
-        methods[0] if methods else "POST" if bodies else "GET",
-        words[1],
-        headers=headers,
-        content=bodies[0] if bodies else None,
-    )

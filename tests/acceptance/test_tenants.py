@@ -10,20 +10,26 @@ answered, and, if its request names a new kind of object, until `Ledger.world` m
 """
 
 import asyncio
-import copy
 import itertools
-import json
-import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from urllib.parse import quote
 
-import asyncpg
 import httpx
 import pytest
 from tests.acceptance.conftest import Service, running_service
 from tests.checkpoints import running_maker
 from tests.conftest import Databases
+from tests.walk import (
+    Operation,
+    World,
+    ask,
+    assert_unseen,
+    bodies_of,
+    crossed,
+    lists_of,
+    named,
+    operations_of,
+    read_rows,
+)
 
 from tollkeeper.kernel.principal import Scope
 
@@ -63,50 +69,22 @@ OPERATORS_ALONE = {
 }  # fmt: skip
 """What no tenant's key may do, not even with its own: what that is answered, and an operator."""
 
-CONTEXT_IDS = frozenset({"idempotency_key"})
-"""Members of a request that name no object."""
-
 _numbers = itertools.count(1)
 
 
-@dataclass(frozen=True)
-class Operation:
-    """An operation of the document."""
-
-    name: str
-    method: str
-    path: str
-    scope: str
-    parameters: tuple[Mapping[str, object], ...]
-    body: object
-    needs_body: bool
-
-
-@dataclass(frozen=True)
-class World:
-    """Objects of one tenant; `marks` stand in what is the tenant's and in no request.
-
-    `shared` names what is nobody's and has parts of the tenant in it.
-    """
-
-    tenant: str
-    objects: Mapping[str, str]
-    shared: Mapping[str, str]
-    token: str
-    marks: tuple[str, ...] = field(default=())
-
-
 class Ledger:
-    """A running service with its databases, and an administrator's key."""
+    """A running credits service with its databases, and an administrator's key."""
 
     def __init__(self, service: Service, dsns: tuple[str, str]) -> None:
-        self.service = service
+        self.api_key = service.api_key
         self._dsns = dsns
+        self.context_ids = frozenset({"idempotency_key"})
+        self.operators_alone: Mapping[str, tuple[int, int]] = OPERATORS_ALONE
         self.http = httpx.Client(base_url=service.url, timeout=20)
 
     def post(self, path: str, body: object, **headers: str) -> dict[str, str]:
         """Do something as the administrator."""
-        sent = {"Authorization": f"Bearer {self.service.api_key}", **headers}
+        sent = {"Authorization": f"Bearer {self.api_key}", **headers}
         answer = self.http.post(path, json=body, headers=sent)
         assert answer.is_success, answer.text
         found: dict[str, str] = answer.json()
@@ -114,7 +92,7 @@ class Ledger:
 
     def get(self, path: str) -> dict[str, list[dict[str, str]]]:
         """Read something as the administrator."""
-        answer = self.http.get(path, headers={"Authorization": f"Bearer {self.service.api_key}"})
+        answer = self.http.get(path, headers={"Authorization": f"Bearer {self.api_key}"})
         assert answer.is_success, answer.text
         found: dict[str, list[dict[str, str]]] = answer.json()
         return found
@@ -143,7 +121,7 @@ class Ledger:
         self.http.put(
             f"/v1/accounts/{account}/alerts",
             json={"alerts": [{"threshold": 2_000_000 + number}]},
-            headers={"Authorization": f"Bearer {self.service.api_key}"},
+            headers={"Authorization": f"Bearer {self.api_key}"},
         ).raise_for_status()
         (alert,) = self.get(f"/v1/alerts?account_id={account}")["items"]
         key, own = self.key(["credits:read"], tenant), self.key([*Scope], tenant)
@@ -182,7 +160,7 @@ class Ledger:
 
     def rows_of(self, world: World) -> list[str]:
         """Return every row of every table that names an object of the tenant."""
-        return asyncio.run(_rows(self._dsns, tuple(world.objects.values())))
+        return asyncio.run(read_rows(self._dsns, tuple(world.objects.values())))
 
 
 @pytest.fixture(scope="module")
@@ -200,27 +178,7 @@ def ledger(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> It
 @pytest.fixture(scope="module")
 def operations(ledger: Ledger) -> list[Operation]:
     """Every operation that needs a key."""
-    document = ledger.http.get("/schema/openapi.json").json()
-    found = []
-    for path, methods in document["paths"].items():
-        for method, operation in methods.items():
-            scopes = [scope for need in operation["security"] for scope in need["key"]]
-            if not scopes:
-                continue
-            request = operation.get("requestBody")
-            (content,) = request["content"].values() if request else ({},)
-            found.append(
-                Operation(
-                    name=operation["operationId"],
-                    method=method.upper(),
-                    path=path,
-                    scope=scopes[0],
-                    parameters=tuple(operation.get("parameters", ())),
-                    body=content.get("example"),
-                    needs_body=bool(request and request["required"]),
-                )
-            )
-    return found
+    return operations_of(ledger.http)
 
 
 def test_every_route_with_a_key_is_described(operations: list[Operation]) -> None:
@@ -234,7 +192,9 @@ def test_another_tenants_key_sees_and_changes_nothing(
     answered = {}
     for operation in operations:
         world = ledger.world()
-        answers = crossed(ledger, operation, world, other=other, bodies=bodies_of(operation, world))
+        answers = crossed(
+            ledger, operation, world, other=other, bodies=bodies_of(ledger, operation, world)
+        )
         answered[operation.name] = answers[0].status_code
 
     assert CROSSED == answered
@@ -247,7 +207,7 @@ def test_nor_through_an_item_of_a_batch(ledger: Ledger, operations: list[Operati
         for member, items in lists_of(operation.body):
             for item in [*items, *MORE_ITEMS.get(operation.name, ())]:
                 world = ledger.world()
-                body = named(world, {member: [item]})
+                body = named(ledger, world, {member: [item]})
                 (answer,) = crossed(ledger, operation, world, other=other, bodies=[body])
                 alone = answer.json()["results"][0]["status"] if answer.is_success else None
                 answered.setdefault(operation.name, {})[str(item["op"])] = (
@@ -270,7 +230,7 @@ def test_a_key_without_the_scope_is_refused_everywhere(
     }
     before = ledger.rows_of(world)
     for operation in operations:
-        for body in bodies_of(operation, world):
+        for body in bodies_of(ledger, operation, world):
             refused = ask(
                 ledger, operation, world, token=others[Scope(operation.scope)]["token"], body=body
             )
@@ -293,122 +253,6 @@ def test_without_a_key_every_route_is_closed(ledger: Ledger, operations: list[Op
     assert before == ledger.rows_of(world)
 
 
-def crossed(
-    ledger: Ledger, operation: Operation, world: World, *, other: World, bodies: list[object]
-) -> list[httpx.Response]:
-    """Ask for a tenant's objects with another's key, then with its own; return what other got."""
-    before = ledger.rows_of(world)
-    answers = [ask(ledger, operation, world, token=other.token, body=body) for body in bodies]
-    for answer in answers:
-        assert_unseen(answer, world)
-    assert before == ledger.rows_of(world), f"{operation.name} changed what is another tenant's"
-    own = ask(ledger, operation, world, token=world.token, body=bodies[0])
-    if operation.name in OPERATORS_ALONE:
-        operators = ask(ledger, operation, world, token=ledger.service.api_key, body=bodies[0])
-        answered = (own.status_code, operators.status_code)
-        assert OPERATORS_ALONE[operation.name] == answered, operators.text
-        return answers
-    assert own.is_success, f"{operation.name} as its owner: {own.text}"
-    for result in own.json().get("results", ()):
-        assert result["status"] < 300, f"{operation.name} as its owner: {own.text}"
-    return answers
-
-
-def assert_unseen(answer: httpx.Response, world: World) -> None:
-    said = f"{answer.headers} {answer.text}"
-    assert [] == [mark for mark in world.marks if re.search(rf"\b{re.escape(mark)}\b", said)]
-    if answer.is_success and "results" not in answer.json():
-        assert [] == [name for name in world.objects.values() if f'"{name}"' in said]
-
-
-def ask(
-    ledger: Ledger, operation: Operation, world: World, *, token: str | None, body: object
-) -> httpx.Response:
-    """Send the request that the document describes, for the objects of a world."""
-    path, query, headers = operation.path, {}, {}
-    if token is not None:
-        headers["Authorization"] = f"Bearer {token}"
-    for parameter in operation.parameters:
-        name, example = str(parameter["name"]), parameter.get("example")
-        match parameter["in"]:
-            case "path":
-                path = path.replace(f"{{{name}}}", quote(object_of(world, name), safe=""))
-            case "header":
-                headers[name] = f"{example}-{next(_numbers)}"
-            case _ if example is not None:
-                query[name] = str(example)
-    assert "{" not in path, f"{path} names what its parameters do not"
-    content = None if body is None else json.dumps(body)
-    return ledger.http.request(
-        operation.method, path, params=query, headers=headers, content=content
-    )
-
-
-def bodies_of(operation: Operation, world: World) -> list[object]:
-    """Return the example for a world's objects; and no body, where none is needed."""
-    bodies = [named(world, operation.body)]
-    if operation.body is not None and not operation.needs_body:
-        bodies.append(None)
-    return bodies
-
-
-def named(world: World, example: object) -> object:
-    """Return an example body with the objects of a world in it, at any depth."""
-    if isinstance(example, list):
-        return [named(world, item) for item in example]
-    if not isinstance(example, dict):
-        return example
-    found = copy.copy(example)
-    for name, value in example.items():
-        if name in CONTEXT_IDS:
-            found[name] = f"{value}-{next(_numbers)}"
-        elif name.endswith("_id"):
-            found[name] = object_of(world, name)
-        elif name != "metadata":
-            found[name] = named(world, value)
-    return found
-
-
-def object_of(world: World, name: str) -> str:
-    known = {**world.shared, **world.objects}
-    assert name in known, f"no object for {name}: let Ledger.world make one"
-    return known[name]
-
-
-def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:
-    """Return the members of a body that are lists of operations."""
-    members = body.items() if isinstance(body, dict) else ()
-    return [
-        (name, value)
-        for name, value in members
-        if isinstance(value, list)
-        and all(isinstance(item, dict) and "op" in item for item in value)
-    ]
-
-
-async def _rows(dsns: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
-    """Read all tables, so that a new one is looked at too; when keys were used is no secret."""
-    rows: list[str] = []
-    for dsn in dsns:
-        connection = await asyncpg.connect(dsn)
-        try:
-            tables = await connection.fetch(
-                "SELECT quote_ident(relname) FROM pg_class WHERE relkind IN ('r', 'p')"
-                " AND NOT relispartition AND relnamespace = 'public'::regnamespace"
-                " AND relname <> 'api_key_uses' ORDER BY relname"
-            )
-            for (table,) in tables:
-                texts = await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")
-                rows += [
-                    f"{table} {text}"
-                    for (text,) in texts
-                    if any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
-                ]
-        finally:
-            await connection.close()
-    return rows
-
-
 def test_the_walk_would_notice(ledger: Ledger) -> None:
     """Rows of each kind are found, and a mark in an answer is."""
     world = ledger.world()
@@ -422,5 +266,7 @@ def test_the_walk_would_notice(ledger: Ledger) -> None:
         assert_unseen(history, world)
 
 
-def test_all_the_scopes_there_are_occur(operations: list[Operation]) -> None:
-    assert set(Scope) == {operation.scope for operation in operations}
+def test_all_the_scopes_of_credits_and_keys_occur(operations: list[Operation]) -> None:
+    known = {scope for scope in Scope if not scope.startswith("shadow:")}
+
+    assert known == {operation.scope for operation in operations}

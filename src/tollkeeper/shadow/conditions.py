@@ -18,13 +18,13 @@ from scipy import special
 from tollkeeper.shadow.bayes import disagreement
 from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.evidence import Arm, Evidence
-from tollkeeper.shadow.model import MetricKind, Missing
+from tollkeeper.shadow.model import Missing
 from tollkeeper.shadow.profiles import Profile
 
 MICROS_PER_S: Final = 1_000_000
 
-RESOLUTION: Final = 1e-12
-"""Probabilities are computed to this: what would need more is not shown yet."""
+RESOLUTION: Final = 1e-9
+"""Probabilities are exact to this: a boundary that is nearer to 1 cannot be crossed yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +221,8 @@ def sequential_boundary(case: Case) -> Condition:
     the level, which is shared by the challengers. Source: O'Brien and Fleming, 1979, Biometrics
     35:549, in continuous time.
     """
-    definition = case.evidence.definition
     level = (case.profile.false_deploys or 1.0) / len(case.evidence.challengers)
-    share = min(1.0, case.evidence.counted / definition.units)
+    share = case.evidence.plan_share
     doubt = 0.0 if share == 0 else _tail(_boundary(level) / math.sqrt(share))
     required = f"P(better than the control) of {_certain(1 - doubt)} at {_percent(share)} of plan"
 

@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.shadow.bandit import TOP_TWO_SHARE, Policy, adapted_weights
 from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.shadow.bandit import TOP_TWO_SHARE, Policy, adapted_weights
 from tollkeeper.shadow.evidence import Evidence, parse
 from tollkeeper.shadow.figures import arm_figures
 from tollkeeper.shadow.gate import GATE_VERSION, Judgement, Kind, judge
@@ -123,6 +123,7 @@ def weights_after(evidence: Evidence) -> tuple[float, ...] | None:
             floor=adaptive.floor,
             top_two=TOP_TWO_SHARE if adaptive.top_two else None,
             discount=adaptive.discount,
+            temper=evidence.plan_share / 2,
         ),
     )
 

@@ -1,4 +1,4 @@
-"""Operating characteristics: how often a gate profile deploys what is better, and what is not. Pure.
+"""Operating characteristics: how often a gate profile deploys what is no better. Pure.
 
 Experiments of a binary metric are drawn, and the production gate judges them at every look. Each
 run has a generator of its own, of seed, lift and number: results are the same in however many
@@ -11,6 +11,7 @@ false deploys are not made to look rarer than they are.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -29,6 +30,7 @@ CHUNK: Final = 20
 """Runs that a process makes before it reports."""
 
 _SEEDS: Final = 2**63
+_LIFT_KEYS: Final = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +91,7 @@ class Setting:
     def sizes(self) -> tuple[int, ...]:
         """Units that are new at each look."""
         due = [-(-self.units * look // self.looks) for look in range(self.looks + 1)]
-        return tuple(after - before for before, after in zip(due, due[1:], strict=False))
+        return tuple(after - before for before, after in pairwise(due))
 
     def rates(self, lift: float) -> tuple[float, ...]:
         """Return the true rate of every variant."""
@@ -108,11 +110,11 @@ class Run(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Runs that belong together: of `lifts[lift_no]`, `count` of them from `first` on."""
+    """Runs that belong together: of `lifts[lift_no]`, `size` of them from `first` on."""
 
     lift_no: int
     first: int
-    count: int
+    size: int
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,13 +167,15 @@ def simulate(setting: Setting, chunk: Chunk) -> tuple[Run, ...]:
     """Make the runs of a chunk."""
     return tuple(
         simulate_run(setting, chunk.lift_no, run)
-        for run in range(chunk.first, chunk.first + chunk.count)
+        for run in range(chunk.first, chunk.first + chunk.size)
     )
 
 
 def simulate_run(setting: Setting, lift_no: int, run: int) -> Run:
     """Make one run: until a look says `deploy`, or the plan is used up."""
-    root = np.random.SeedSequence(setting.seed, spawn_key=(lift_no, run))
+    # By the lift itself, not its place: `--lift 0.2` alone draws the same experiments.
+    key = round((1 + setting.lifts[lift_no]) * _LIFT_KEYS), run
+    root = np.random.SeedSequence(setting.seed, spawn_key=key)
     generator = np.random.Generator(np.random.PCG64(root))
     hopeless_at = 0
     for look, evidence in enumerate(_evidence(setting, lift_no, generator), start=1):
@@ -211,34 +215,27 @@ def _evidence(setting: Setting, lift_no: int, generator: np.random.Generator) ->
         units = units + new
         successes = successes + generator.binomial(new, rates)
         expected = expected + size * weights
-        evidence = _at_look(setting, units.tolist(), successes.tolist(), expected.tolist(), seed)
+        arms = tuple(map(_arm, units.tolist(), successes.tolist()))
+        shares = tuple(expected.tolist())
+        evidence = Evidence(
+            definition=setting.definition,
+            as_of_us=0,
+            arms=(arms,),
+            expected=shares,
+            expected_counted=shares,
+            seed=seed,
+        )
         yield evidence
         if setting.adaptive is not None:
-            weights = np.array(weights_after(evidence) or weights)
+            weights = np.array(weights_after(evidence))
 
 
-def _at_look(
-    setting: Setting,
-    units: Sequence[int],
-    successes: Sequence[int],
-    expected: Sequence[float],
-    seed: int,
-) -> Evidence:
-    arms = tuple(
-        Arm(
-            exposed=count,
-            mature=count,
-            answered=count,
-            statistics=ArmStatistics.of_successes(count, found),
-            last_received_us=0,
-        )
-        for count, found in zip(units, successes, strict=True)
-    )
-    return Evidence(
-        definition=setting.definition,
-        as_of_us=0,
-        arms=(arms,),
-        expected=tuple(expected),
-        expected_counted=tuple(expected),
-        seed=seed,
+def _arm(units: int, successes: int) -> Arm:
+    """Return an arm all of whose units have answered."""
+    return Arm(
+        exposed=units,
+        mature=units,
+        answered=units,
+        statistics=ArmStatistics.of_successes(units, successes),
+        last_received_us=0,
     )

@@ -30,14 +30,13 @@ class JsonAnswer:
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
 
 
-class EmptyAnswer:
+class EmptyAnswer(JsonAnswer):
     """Sends `status` alone, one whose answers have no body; `headers` as above."""
 
-    __slots__ = ("_headers", "_status")
+    __slots__ = ()
 
     def __init__(self, status: int, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
-        self._headers = headers
-        self._status = status
+        super().__init__(b"", status, headers)
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         """Send the head."""

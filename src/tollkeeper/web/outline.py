@@ -23,8 +23,8 @@ class Schema(msgspec.Struct, rename="camel"):
     items: "Schema | None" = None
     properties: "dict[str, Schema]" = {}
     required: tuple[str, ...] = ()
-    minimum: int | None = None
-    maximum: int | None = None
+    minimum: int | float | None = None
+    maximum: int | float | None = None
     min_items: int | None = None
     max_items: int | None = None
     min_length: int | None = None
@@ -78,7 +78,7 @@ class Answer(msgspec.Struct):
     """What an operation answers with one status."""
 
     description: str
-    content: dict[str, Media]
+    content: dict[str, Media] = {}
     headers: dict[str, Header] = {}
 
     @property
@@ -88,8 +88,8 @@ class Answer(msgspec.Struct):
 
     @property
     def shape(self) -> str:
-        """The name of the component that is its body, empty for plain text; files come behind."""
-        return next(iter(self.content.values())).schema.shape
+        """The name of the component that is its body, empty without one; files come behind."""
+        return next((media.schema.shape for media in self.content.values()), "")
 
 
 class Operation(msgspec.Struct, rename="camel"):

@@ -112,7 +112,7 @@ def curl_of(route: Route, address: str) -> str:
         example = str(parameter.example or "")
         if parameter.place == "path":
             path = path.replace(f"{{{parameter.name}}}", quote(example, safe=""))
-        elif parameter.place == "header":
+        elif parameter.place == "header" and example:
             headers.append(f"{parameter.name}: {example}")
         elif example:
             query[parameter.name] = example
@@ -174,7 +174,7 @@ def _problem_row(kind: ProblemKind, members: tuple[str, ...]) -> ProblemRow:
     )
 
 
-def _range(unit: str, least: int | None, most: int | None) -> tuple[str, ...]:
+def _range(unit: str, least: float | None, most: float | None) -> tuple[str, ...]:
     if least is None and most is None:
         return ()
     if most is None:
