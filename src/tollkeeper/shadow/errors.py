@@ -25,6 +25,7 @@ ShadowError                         (TollkeeperError)
     ├── Draining
     └── ShadowUnavailable           retries are used up
 OutcomeFailed                       (TollkeeperError) no rule said so: an internal error
+InputsUnreadable                    (TollkeeperError) stored inputs that this version cannot read
 """
 
 from collections.abc import Sequence
@@ -350,3 +351,17 @@ class OutcomeFailed(TollkeeperError):
     def message(self) -> str:
         """Say where to look."""
         return f"a request of experiment {self.experiment_no} failed; the log says why"
+
+
+@dataclass(eq=False, kw_only=True)
+class InputsUnreadable(TollkeeperError):
+    """The inputs of a decision that this version cannot read."""
+
+    fault: str
+
+    def message(self) -> str:
+        """Say what to read them with."""
+        return (
+            f"the inputs of the decision cannot be read ({self.fault}); use the version that "
+            "the decision names"
+        )
