@@ -330,15 +330,14 @@ _Judge = Callable[[int], tuple[float, bool, str]]
 
 
 def _exactly(case: Case, name: str, required: str, judge: _Judge) -> Condition:
+    figure, holds, reason = None, False, "there is no candidate yet"
     try:
         if case.candidate is None:
-            case.evidence.posteriors(0)  # says why there is none
-            raise NotEnoughData(reason="there is no candidate yet")
-        figure, holds, reason = judge(case.candidate)
+            case.evidence.posteriors(0)  # says what is missing
+        else:
+            figure, holds, reason = judge(case.candidate)
     except NotEnoughData as error:
-        return Condition(
-            name=name, required=required, figure=None, holds=False, reason=error.reason
-        )
+        reason = error.reason
     return Condition(name=name, required=required, figure=figure, holds=holds, reason=reason)
 
 

@@ -145,6 +145,17 @@ class Evidence:
         """Units that were assigned."""
         return sum(arm.exposed for arm in self.primary)
 
+    @cached_property
+    def statistics_by_epoch(self) -> tuple[tuple[ArmStatistics, ...], ...]:
+        """Every arm's statistics of the primary metric, by epoch, oldest first."""
+        if not self.rows:
+            return tuple((arm.statistics,) for arm in self.primary)
+        found = {(row.variant, row.epoch): row.statistics for row in self.rows if row.metric == 0}
+        return tuple(
+            tuple(found.get((no, stretch.epoch), NO_STATISTICS) for stretch in self.epochs)
+            for no in range(len(self.primary))
+        )
+
     @property
     def looks_due(self) -> int:
         """How many of the planned looks the counted units are enough for; 0 without a plan."""

@@ -1,5 +1,4 @@
-"""The gate's profiles: named, versioned thresholds, and how often each lets through what it should
-not. Pure data.
+"""The gate's profiles: named, versioned thresholds, and how often each errs. Pure data.
 
 Invariant: a profile that was released never changes; other thresholds are another version. The
 rates are measured with the gate itself (`tollkeeper shadow simulate`), with the runs they state.
