@@ -30,6 +30,10 @@ TOP_TWO_SHARE = 0.5
 class Policy:
     """How weights follow the evidence.
 
+    `temper` is the exponent of P(best) in Thompson sampling: 1 is Thompson's, 0 equal shares; the
+    share of the plan that is used up, halved, keeps the control from starving before anything is
+    proven (Thall and Wathen, 2007, European Journal of Cancer 43:859).
+
     `floor` is every arm's least share. `top_two` is the leader's share in top-two sampling; None:
     Thompson sampling. `discount` is what evidence of an epoch is worth in the next one.
 
@@ -40,6 +44,7 @@ class Policy:
     floor: float = 0.05
     top_two: float | None = None
     discount: float = 1.0
+    temper: float = 1.0
     least_units: int = LEAST_UNITS
 
     def __post_init__(self) -> None:
@@ -49,6 +54,8 @@ class Policy:
             raise ValueError("the leader's share is between 0 and 1")
         if not 0 < self.discount <= 1:
             raise ValueError("the discount is above 0, and 1 at most")
+        if not 0 <= self.temper <= 1:
+            raise ValueError("the temper is 0 to 1")
         if self.least_units < 0:
             raise ValueError("least units are not negative")
 
@@ -156,5 +163,6 @@ def adapted_weights(
         return tuple(current)
     p_best = probability_best(posteriors, sign=sign)
     if policy.top_two is None:
-        return with_floor(thompson_weights(p_best), policy.floor)
+        tempered = [each**policy.temper for each in p_best]
+        return with_floor(thompson_weights(tempered), policy.floor)
     return with_floor(top_two_weights(p_best, policy.top_two), policy.floor)

@@ -221,9 +221,8 @@ def sequential_boundary(case: Case) -> Condition:
     the level, which is shared by the challengers. Source: O'Brien and Fleming, 1979, Biometrics
     35:549, in continuous time.
     """
-    definition = case.evidence.definition
     level = (case.profile.false_deploys or 1.0) / len(case.evidence.challengers)
-    share = min(1.0, case.evidence.counted / definition.units)
+    share = case.evidence.plan_share
     doubt = 0.0 if share == 0 else _tail(_boundary(level) / math.sqrt(share))
     required = f"P(better than the control) of {_certain(1 - doubt)} at {_percent(share)} of plan"
 

@@ -123,6 +123,7 @@ def weights_after(evidence: Evidence) -> tuple[float, ...] | None:
             floor=adaptive.floor,
             top_two=TOP_TWO_SHARE if adaptive.top_two else None,
             discount=adaptive.discount,
+            temper=evidence.plan_share / 2,
         ),
     )
 

@@ -141,6 +141,11 @@ class Evidence:
         return sum(arm.statistics.units for arm in self.primary)
 
     @property
+    def plan_share(self) -> float:
+        """Share of the planned units that are counted; 1 when there are more."""
+        return min(1.0, self.counted / self.definition.units)
+
+    @property
     def exposed(self) -> int:
         """Units that were assigned."""
         return sum(arm.exposed for arm in self.primary)

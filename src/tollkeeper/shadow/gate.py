@@ -155,10 +155,11 @@ def _hopeless(case: Case) -> str | None:
             if figure is not None and figure > case.profile.guardrail_harm:
                 metric = case.evidence.definition.metrics[metric_no]
                 return f"{case.name(case.candidate)} harms {metric.name}: {figure:.1%} probable"
-    is_known = case.candidate is not None and conditions.units_per_arm(case).holds
-    if not is_known or not _is_behind(case.evidence):
+    is_early = case.evidence.plan_share < case.profile.hopeless_share
+    if case.candidate is None or is_early or not _is_behind(case.evidence):
         return None
-    assert case.candidate is not None
+    if not conditions.units_per_arm(case).holds:
+        return None
     try:
         p_better = case.evidence.p_lift(case.candidate, 0.0)
     except NotEnoughData:

@@ -98,6 +98,8 @@ class Profile:
     """Standard errors between exact figures and Monte Carlo."""
     hopeless: float = 0.05
     """P(better than the control) below which a candidate is rejected."""
+    hopeless_share: float = 0.0
+    """Share of the planned units before which nothing is called hopeless."""
     lifetime: timedelta = timedelta(hours=24)
     """How long a verdict `deploy` holds."""
     warning: str = ""
@@ -131,6 +133,7 @@ DEFAULT: Final = Profile(
     fresh=timedelta(hours=24),
     least_answered=0.9,
     most_disagreement=5.0,
+    hopeless_share=0.25,
 )
 
 AS_SPECIFIED: Final = Profile(

@@ -1,4 +1,4 @@
-"""Operating characteristics: how often a gate profile deploys what is better, and what is not. Pure.
+"""Operating characteristics: how often a gate profile deploys what is no better. Pure.
 
 Experiments of a binary metric are drawn, and the production gate judges them at every look. Each
 run has a generator of its own, of seed, lift and number: results are the same in however many
@@ -29,6 +29,7 @@ CHUNK: Final = 20
 """Runs that a process makes before it reports."""
 
 _SEEDS: Final = 2**63
+_LIFT_KEYS: Final = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +172,9 @@ def simulate(setting: Setting, chunk: Chunk) -> tuple[Run, ...]:
 
 def simulate_run(setting: Setting, lift_no: int, run: int) -> Run:
     """Make one run: until a look says `deploy`, or the plan is used up."""
-    root = np.random.SeedSequence(setting.seed, spawn_key=(lift_no, run))
+    # By the lift itself, not its place: `--lift 0.2` alone draws the same experiments.
+    key = round((1 + setting.lifts[lift_no]) * _LIFT_KEYS), run
+    root = np.random.SeedSequence(setting.seed, spawn_key=key)
     generator = np.random.Generator(np.random.PCG64(root))
     hopeless_at = 0
     for look, evidence in enumerate(_evidence(setting, lift_no, generator), start=1):
