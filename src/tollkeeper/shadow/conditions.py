@@ -18,13 +18,13 @@ from scipy import special
 from tollkeeper.shadow.bayes import disagreement
 from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.evidence import Arm, Evidence
-from tollkeeper.shadow.model import MetricKind, Missing
+from tollkeeper.shadow.model import Missing
 from tollkeeper.shadow.profiles import Profile
 
 MICROS_PER_S: Final = 1_000_000
 
-RESOLUTION: Final = 1e-12
-"""Probabilities are computed to this: what would need more is not shown yet."""
+RESOLUTION: Final = 1e-9
+"""Probabilities are exact to this: a boundary that is nearer to 1 cannot be crossed yet."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

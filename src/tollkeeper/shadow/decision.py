@@ -14,8 +14,8 @@ from typing import Final
 
 import msgspec
 
-from tollkeeper.shadow.bandit import TOP_TWO_SHARE, Policy, adapted_weights
 from tollkeeper.kernel.errors import TollkeeperError
+from tollkeeper.shadow.bandit import TOP_TWO_SHARE, Policy, adapted_weights
 from tollkeeper.shadow.evidence import Evidence, parse
 from tollkeeper.shadow.figures import arm_figures
 from tollkeeper.shadow.gate import GATE_VERSION, Judgement, Kind, judge

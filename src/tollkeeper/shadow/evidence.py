@@ -203,18 +203,26 @@ class Evidence:
         """
         key = variant_no, margin
         if key not in self._p_lifts:
-            posteriors = self.posteriors(0)
-            lift = Lift(
-                variant=posteriors[variant_no],
-                control=posteriors[self.control_no],
-                sign=self.sign,
-            )
-            self._p_lifts[key] = lift.at_least(margin)
+            self._p_lifts[key] = self._lift(variant_no).at_least(margin)
         return self._p_lifts[key]
+
+    def lift_interval(self, variant_no: int, mass: float) -> tuple[float, float]:
+        """Return the equal-tailed credible interval of a variant's relative lift.
+
+        Raises:
+            NotEnoughData: a posterior would not be proper.
+        """
+        return self._lift(variant_no).interval(mass)
+
+    def _lift(self, variant_no: int) -> Lift:
+        posteriors = self.posteriors(0)
+        return Lift(
+            variant=posteriors[variant_no], control=posteriors[self.control_no], sign=self.sign
+        )
 
     @cached_property
     def comparison(self) -> Comparison:
-        """All exact figures of the primary metric, with intervals.
+        """All exact figures of the primary metric, without intervals of the lift.
 
         Raises:
             NotEnoughData: a posterior would not be proper.
@@ -224,6 +232,7 @@ class Evidence:
             control=self.control_no,
             sign=self.sign,
             margin=self.definition.margin,
+            mass=None,
         )
 
     @cached_property

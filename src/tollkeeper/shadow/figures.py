@@ -84,7 +84,7 @@ def arm_figures(evidence: Evidence) -> tuple[ArmFigures, ...]:
             probability_better=None if counts[no].is_control else comparison.p_better[no],
             probability_lift=None if counts[no].is_control else comparison.p_lift[no],
             lift=None if counts[no].is_control else comparison.lift[no],
-            lift_interval=None if counts[no].is_control else comparison.lift_interval[no],
+            lift_interval=None if counts[no].is_control else evidence.lift_interval(no, MASS),
         )
         for no, posterior in enumerate(posteriors)
     )

@@ -11,6 +11,7 @@ false deploys are not made to look rarer than they are.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Final, NamedTuple
 
 import msgspec
@@ -90,7 +91,7 @@ class Setting:
     def sizes(self) -> tuple[int, ...]:
         """Units that are new at each look."""
         due = [-(-self.units * look // self.looks) for look in range(self.looks + 1)]
-        return tuple(after - before for before, after in zip(due, due[1:], strict=False))
+        return tuple(after - before for before, after in pairwise(due))
 
     def rates(self, lift: float) -> tuple[float, ...]:
         """Return the true rate of every variant."""
@@ -109,11 +110,11 @@ class Run(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Runs that belong together: of `lifts[lift_no]`, `count` of them from `first` on."""
+    """Runs that belong together: of `lifts[lift_no]`, `size` of them from `first` on."""
 
     lift_no: int
     first: int
-    count: int
+    size: int
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,7 +167,7 @@ def simulate(setting: Setting, chunk: Chunk) -> tuple[Run, ...]:
     """Make the runs of a chunk."""
     return tuple(
         simulate_run(setting, chunk.lift_no, run)
-        for run in range(chunk.first, chunk.first + chunk.count)
+        for run in range(chunk.first, chunk.first + chunk.size)
     )
 
 
@@ -202,9 +203,7 @@ def summarise(setting: Setting, lift_no: int, runs: Sequence[Run]) -> Outcome:
     )
 
 
-def _evidence(
-    setting: Setting, lift_no: int, generator: np.random.Generator
-) -> Iterator[Evidence]:
+def _evidence(setting: Setting, lift_no: int, generator: np.random.Generator) -> Iterator[Evidence]:
     """Yield what is there at each look."""
     rates = np.array(setting.rates(setting.lifts[lift_no]))
     weights = np.array(setting.definition.weights)
@@ -216,34 +215,27 @@ def _evidence(
         units = units + new
         successes = successes + generator.binomial(new, rates)
         expected = expected + size * weights
-        evidence = _at_look(setting, units.tolist(), successes.tolist(), expected.tolist(), seed)
+        arms = tuple(map(_arm, units.tolist(), successes.tolist()))
+        shares = tuple(expected.tolist())
+        evidence = Evidence(
+            definition=setting.definition,
+            as_of_us=0,
+            arms=(arms,),
+            expected=shares,
+            expected_counted=shares,
+            seed=seed,
+        )
         yield evidence
         if setting.adaptive is not None:
-            weights = np.array(weights_after(evidence) or weights)
+            weights = np.array(weights_after(evidence))
 
 
-def _at_look(
-    setting: Setting,
-    units: Sequence[int],
-    successes: Sequence[int],
-    expected: Sequence[float],
-    seed: int,
-) -> Evidence:
-    arms = tuple(
-        Arm(
-            exposed=count,
-            mature=count,
-            answered=count,
-            statistics=ArmStatistics.of_successes(count, found),
-            last_received_us=0,
-        )
-        for count, found in zip(units, successes, strict=True)
-    )
-    return Evidence(
-        definition=setting.definition,
-        as_of_us=0,
-        arms=(arms,),
-        expected=tuple(expected),
-        expected_counted=tuple(expected),
-        seed=seed,
+def _arm(units: int, successes: int) -> Arm:
+    """Return an arm all of whose units have answered."""
+    return Arm(
+        exposed=units,
+        mature=units,
+        answered=units,
+        statistics=ArmStatistics.of_successes(units, successes),
+        last_received_us=0,
     )
