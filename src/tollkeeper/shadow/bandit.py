@@ -17,7 +17,7 @@ from tollkeeper.shadow.bayes import probability_best
 from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.model import MetricKind
 from tollkeeper.shadow.posterior import Posterior, Prior, posterior_of
-from tollkeeper.shadow.statistics import ArmStatistics, Evidence, weighted
+from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Evidence, weighted
 
 LEAST_UNITS = 100
 """Units that every arm must have before weights change."""
@@ -126,6 +126,8 @@ def discounted(statistics_by_epoch: Sequence[ArmStatistics], discount: float) ->
     """
     if not 0 < discount <= 1:
         raise ValueError("the discount is above 0, and 1 at most")
+    if discount == 1:
+        return sum(statistics_by_epoch, start=NO_STATISTICS).evidence  # without rounding
     ages = range(len(statistics_by_epoch) - 1, -1, -1)
     return weighted(
         [each.evidence for each in statistics_by_epoch], [discount**age for age in ages]

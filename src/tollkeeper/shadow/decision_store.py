@@ -82,11 +82,6 @@ class DecisionStore:
         row = await connection.fetchrow(self._sql["last_look"], experiment_no)
         return None if row is None else _decision(row)
 
-    async def looks_taken(self, connection: Connection, experiment_no: int) -> int:
-        """Return how many looks were taken."""
-        found: int = await connection.fetchval(self._sql["looks_taken"], experiment_no)
-        return found
-
     async def decisions(
         self, connection: Connection, experiment_no: int, *, after: int, limit: int
     ) -> list[Decision]:

@@ -12,8 +12,8 @@ Source: Loader, "Fast and Accurate Computation of Binomial Probabilities" (2000)
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from math import lgamma, log, log1p, sqrt
+from dataclasses import dataclass, fields, replace
+from math import exp, inf, lgamma, log, log1p, sqrt
 from typing import Self
 
 import numpy as np
@@ -73,6 +73,10 @@ class Law(ABC):
     def slope(self, axis: Array) -> Array:
         """Return the metric's change per unit of the axis."""
 
+    def widest_panel(self) -> float:
+        """Return the widest panel over which `slope` is as good as a polynomial."""
+        return inf
+
     def density(self, axis: Array) -> Array:
         """Return the densities per unit of the axis, shape `(n, len(axis))`."""
         density: Array = np.exp(self.log_density(axis))
@@ -81,13 +85,18 @@ class Law(ABC):
     def grid(self) -> Grid:
         """Return panels over everything that any of the arms reaches."""
         extents = self.extents()
-        low = min(each.low for each in extents)
-        return Grid.of_edges(edges_of(extents, low, max(each.high for each in extents)))
+        low, high = min(each.low for each in extents), max(each.high for each in extents)
+        everything = Extent(low=low, high=high, step=self.widest_panel())
+        return Grid.of_edges(edges_of([*extents, everything], low, high))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositiveLaw(Law):
     """Laws of something that is never negative, so that ratios have an order."""
+
+    def widest_panel(self) -> float:
+        """Return a panel that is far from the poles of the logit."""
+        return STEP_LIMIT
 
     @abstractmethod
     def scaled_axis(self, axis: Array, ratio: float) -> tuple[Array, Array]:
@@ -97,8 +106,8 @@ class PositiveLaw(Law):
         """
 
     @abstractmethod
-    def raised_axis(self, axis: Array, ratio: float) -> Array:
-        """Return where on the axis `ratio` times each value is; inf beyond the support."""
+    def raised_extent(self, ratio: float) -> Extent:
+        """Return where on the axis `ratio` times the values of a law of one row are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,11 +154,14 @@ class BetaLaw(PositiveLaw):
         whole = (ratio - 1) + part
         return -np.log(whole), part / whole
 
-    def raised_axis(self, axis: Array, ratio: float) -> Array:
-        """Return the logit of p * ratio."""
-        odds_against = (np.exp(-axis) - (ratio - 1)) / ratio
+    def raised_extent(self, ratio: float) -> Extent:
+        """Return where p * ratio is: up to infinity if that can be 1."""
+        [extent] = self.extents()
+        ends = np.array([extent.low, extent.high])
+        odds_against = (np.exp(-ends) - (ratio - 1)) / ratio
         with np.errstate(divide="ignore"):
-            return -np.log(np.maximum(odds_against, 0))
+            low, high = (-np.log(np.maximum(odds_against, 0))).tolist()
+        return _RaisedExtent(low=low, high=high, step=extent.step, ratio=ratio)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +195,11 @@ class GammaLaw(PositiveLaw):
         """Return the logarithm of count / ratio."""
         return axis - log(ratio), np.ones_like(axis)
 
-    def raised_axis(self, axis: Array, ratio: float) -> Array:
-        """Return the logarithm of count * ratio."""
-        return axis + log(ratio)
+    def raised_extent(self, ratio: float) -> Extent:
+        """Return where count * ratio is."""
+        [extent] = self.extents()
+        shift = log(ratio)
+        return replace(extent, low=extent.low + shift, high=extent.high + shift)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +238,19 @@ class StudentLaw(Law):
     def slope(self, axis: Array) -> Array:
         """Return 1: the axis is the metric."""
         return np.ones_like(axis)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _RaisedExtent(Extent):
+    """Where `ratio` times a rate is: its logit moves the faster the nearer to 1 that comes."""
+
+    ratio: float
+
+    def panel_end(self, place: float) -> float:
+        part = self.ratio * exp(-place)
+        speed = part / (self.ratio - 1 + part)
+        width = min(self.step / speed, STEP_LIMIT) if speed else STEP_LIMIT
+        return max(place + width, self.low)
 
 
 def lower_tail(shape: float, value: Array) -> Array:

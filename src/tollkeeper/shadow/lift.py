@@ -17,7 +17,7 @@ from scipy import special
 
 from tollkeeper.shadow.laws import PositiveLaw, StudentLaw
 from tollkeeper.shadow.posterior import Posterior
-from tollkeeper.shadow.quadrature import Array, Extent, Grid, edges_of
+from tollkeeper.shadow.quadrature import Array, Grid, edges_of
 from tollkeeper.shadow.roots import root_near
 
 TOLERANCE: Final = 1e-9
@@ -106,9 +106,8 @@ def _ratio_at_least(top: PositiveLaw, bottom: PositiveLaw, ratio: float) -> floa
 
 def _exceeds(top: PositiveLaw, bottom: PositiveLaw, ratio: float) -> float:
     """Return P(top >= ratio * bottom) of a ratio of 1 or more, along the axis of `top`."""
-    [highest], [other] = top.extents(), bottom.extents()
-    ends = bottom.raised_axis(np.array([other.low, other.high]), ratio).tolist()
-    raised = Extent(low=ends[0], high=ends[1], step=other.step)
+    [highest] = top.extents()
+    raised = bottom.raised_extent(ratio)
     if raised.low >= highest.high:
         return 0.0
     edges = edges_of((highest, raised), min(highest.low, raised.low), highest.high)

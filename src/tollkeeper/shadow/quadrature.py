@@ -70,6 +70,13 @@ class Extent:
     center: float = 0.0
     share: float = 0.0
 
+    def panel_end(self, place: float) -> float:
+        """Return where a panel that begins at `place` must end, at the latest.
+
+        Far away that is exactly where the density begins: a sum would be rounded to the distance.
+        """
+        return max(place + max(self.step, self.share * abs(place - self.center)), self.low)
+
 
 def edges_of(extents: Sequence[Extent], begin: float, end: float) -> Array:
     """Return the edges of panels from `begin` to `end`: none is too wide for a density in it.
@@ -79,13 +86,10 @@ def edges_of(extents: Sequence[Extent], begin: float, end: float) -> Array:
     place = begin
     edges = [place]
     while place < end:
-        width = end - place
-        for each in extents:
-            if each.high > place:
-                wide = max(each.step, each.share * abs(place - each.center), each.low - place)
-                width = min(width, wide)
-        place = min(end, place + width)
+        ends = [each.panel_end(place) for each in extents if each.high > place]
+        last, place = place, min(end, *ends) if ends else end
         edges.append(place)
+        assert last < place, "a panel without width"
         assert len(edges) < PANELS_LIMIT, "panels without end"
     return np.array(edges)
 

@@ -53,11 +53,6 @@ WHERE d.experiment_no = $1 AND d.kind = 'look'
 ORDER BY d.sequence DESC
 LIMIT 1
 
--- looks_taken --
-SELECT count(*)
-FROM decisions AS d
-WHERE d.experiment_no = $1 AND d.kind = 'look'
-
 -- decisions --
 -- A page of an experiment's decisions, oldest first.
 SELECT
