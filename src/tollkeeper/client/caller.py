@@ -35,6 +35,9 @@ RETRY_AFTER_LIMIT_S = 30.0
 
 JSON: Headers = (("Content-Type", "application/json"),)
 
+NOT_MODIFIED = 304
+"""An answer to `If-None-Match`: what the caller has is what there is."""
+
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
 _Decoded = TypeVar("_Decoded")
 
@@ -92,7 +95,7 @@ class Caller:
 
     async def _call(
         self,
-        method: Literal["GET", "POST", "PUT"],
+        method: Literal["GET", "POST", "PUT", "PATCH"],
         path: str,
         headers: Headers = (),
         body: bytes = b"",
@@ -114,7 +117,7 @@ class Caller:
                 response = await connection.request(
                     method, path, headers, body, timeout_s=timeout_s
                 )
-                if response.status < 300:
+                if response.status < 300 or response.status == NOT_MODIFIED:
                     return response
                 failure = self._failure_of(response)
             except (ServiceUnreachable, AnswerMissing) as error:
