@@ -11,7 +11,7 @@ so, and from then on `choose` does.
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +19,7 @@ from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tollkeeper.client.errors import ClientError
+from tollkeeper.client.errors import CallFailed, CallMalformed, ClientError
 from tollkeeper.client.shadow import ShadowClient
 from tollkeeper.client.shadow_messages import (
     Assignment,
@@ -29,22 +29,36 @@ from tollkeeper.client.shadow_messages import (
     Unit,
 )
 from tollkeeper.kernel.clock import Clock, SystemClock
-from tollkeeper.shadow.allocation import Allocation, allocate
+from tollkeeper.shadow.allocation import (
+    Allocation,
+    HoldoutShare,
+    NamespaceRange,
+    PlacementKind,
+    allocate,
+)
 
 Attributes = Mapping[str, str | int | float | bool | None]
+
+ID_LIMIT_BYTES = 128
+"""Longest id of a unit."""
+
+LEAST_PATIENCE_S = 10.0
+"""Longest wait for a snapshot, unless they are further apart."""
 
 _RUNNING = "running"
 _ASSIGNED = "assigned"
 _RETRIED_STATUSES = frozenset({429, 502, 503, 504})
+_FAULTY_BODY = frozenset({400, 413})
 
 
 class Choice(NamedTuple):
     """The variant a unit gets here.
 
-    `status` is assigned, held_out, excluded, paused, ended or deployed, as the service says it;
+    `status` is assigned, held_out, excluded, paused, ended or deployed, as the service says it.
     unknown: there is no such experiment, or it has not started; unavailable: nobody knows, the
-    service was not there to be asked. Only `assigned` counts; all others but deployed are the
-    control.
+    service was not there to be asked; invalid: this cannot be the id of a unit.
+
+    Only `assigned` counts; all others but deployed are the control.
     """
 
     variant: str
@@ -136,10 +150,11 @@ class Chooser:
         for task in self._tasks:
             with suppress(asyncio.CancelledError):
                 await task
-        with suppress(TimeoutError, ClientError):
+        with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.closing_s):
                 while self._waiting:
-                    await self._report()
+                    if not await self._report():
+                        await self._clock.sleep(self._limits.flush_s)
         self.dropped += len(self._waiting)
         self._waiting.clear()
 
@@ -206,9 +221,7 @@ class Chooser:
             self.dropped += 1
             return
         kept = None if attributes is None else dict(attributes)
-        self._waiting.append(
-            _Exposure(*key, choice.variant, choice.epoch, kept, self._clock.now())
-        )
+        self._waiting.append(_Exposure(*key, choice.variant, choice.epoch, kept, self._clock.now()))
         if len(self._waiting) >= self._limits.batch:
             self._is_full.set()
         self._remember(key, choice)
@@ -230,8 +243,9 @@ class Chooser:
     async def _keep_fresh(self) -> None:
         while True:
             try:
-                await self.refresh()
-            except ClientError:
+                async with asyncio.timeout(max(self._limits.poll_s, LEAST_PATIENCE_S)):
+                    await self.refresh()
+            except (ClientError, TimeoutError):
                 age_s = self._clock.monotonic_s() - self._seen_s
                 self._is_stale = self._version is None or age_s > self._limits.stale_after_s
             self._fresh.set()
@@ -243,41 +257,65 @@ class Chooser:
                 async with asyncio.timeout(self._limits.flush_s):
                     await self._is_full.wait()
             self._is_full.clear()
-            with suppress(ClientError):
-                while self._waiting:
-                    await self._report()
-                    if len(self._waiting) < self._limits.batch:
-                        break
+            is_taken = True
+            while is_taken and self._waiting:
+                is_taken = await self._report()
+            if not is_taken:
+                await self._clock.sleep(self._limits.flush_s)
 
-    async def _report(self) -> None:
-        """Report the oldest choices, all of one experiment; they wait until there is an answer.
+    async def _report(self) -> bool:
+        """Report the oldest choices; tell whether the service took them, and so takes more now."""
+        batch = list(islice(self._waiting, self._limits.batch))
+        later: list[_Exposure] = []
+        of_experiment: dict[str, list[_Exposure]] = {}
+        for exposure in batch:
+            of_experiment.setdefault(exposure.experiment_id, []).append(exposure)
+        for experiment_id, exposures in of_experiment.items():
+            try:
+                results = await self._deliver(experiment_id, exposures)
+            except ClientError:
+                later += exposures
+                continue
+            for exposure, result in zip(exposures, results, strict=True):
+                if result is not None and result.status in _RETRIED_STATUSES:
+                    later.append(exposure)
+                else:
+                    self._learn(exposure, result)
+        for _ in batch:  # meanwhile `choose` only appended: the oldest are still these
+            self._waiting.popleft()
+        self._waiting.extendleft(reversed(later))
+        return not later
+
+    async def _deliver(
+        self, experiment_id: str, exposures: Sequence["_Exposure"]
+    ) -> list[AssignmentResult | None]:
+        """Return what the service says of each; None: it would not have it.
+
+        A body is refused whole for one fault in it: then each half is sent by itself.
 
         Raises:
-            ClientError: there is no answer; they are still waiting.
+            ClientError: there is no answer now.
         """
-        experiment_id = self._waiting[0].experiment_id
-        batch = list(islice(self._waiting, self._limits.batch))
-        mine = [each for each in batch if each.experiment_id == experiment_id]
-        units = [Unit(each.unit_id, each.attributes, each.epoch, each.exposed_at) for each in mine]
+        units = [
+            Unit(each.unit_id, each.attributes, each.epoch, each.exposed_at) for each in exposures
+        ]
         try:
-            results = await self._client.assign_batch(experiment_id, units)
-        except ClientError as error:
-            if _may_pass(error):
+            return list(await self._client.assign_batch(experiment_id, units))
+        except CallMalformed:
+            pass
+        except CallFailed as error:
+            if error.status in _RETRIED_STATUSES or error.status >= 500:
                 raise
-            results = ()
-            self.refused += len(mine)
-        for _ in batch:  # `choose` only appends: the oldest are still these
-            self._waiting.popleft()
-        later = [each for each in batch if each.experiment_id != experiment_id]
-        for exposure, result in zip(mine, results, strict=False):
-            if result.status in _RETRIED_STATUSES:
-                later.append(exposure)
-            else:
-                self._learn(exposure, result)
-        self._waiting.extendleft(reversed(later))
+            if error.status not in _FAULTY_BODY:
+                return [None] * len(exposures)
+        if len(exposures) == 1:
+            return [None]
+        half = len(exposures) // 2
+        first = await self._deliver(experiment_id, exposures[:half])
+        return first + await self._deliver(experiment_id, exposures[half:])
 
-    def _learn(self, exposure: "_Exposure", result: AssignmentResult) -> None:
-        assignment = result.assignment
+    def _learn(self, exposure: "_Exposure", result: AssignmentResult | None) -> None:
+        assignment = None if result is None else result.assignment
         if assignment is None:
             self.refused += 1
             return
@@ -314,6 +352,7 @@ class _Experiment:
     excluded: Choice
     otherwise: Choice
     unavailable: Choice
+    invalid: Choice
     is_closed: bool
     is_over: bool
 
@@ -327,10 +366,8 @@ class _Experiment:
             allocation=Allocation(
                 salt=seen.experiment_id,
                 weights=weights,
-                control=names.index(seen.control),
-                holdout=seen.holdout and (seen.holdout.group, seen.holdout.share),
-                namespace=seen.namespace
-                and (seen.namespace.name, seen.namespace.start, seen.namespace.end),
+                holdout=_holdout_of(seen),
+                namespace=_namespace_of(seen),
             ),
             choices=tuple(
                 Choice(name, weight, seen.epoch, _ASSIGNED)
@@ -340,6 +377,7 @@ class _Experiment:
             excluded=Choice(seen.control, None, None, "excluded"),
             otherwise=Choice(seen.deployed or seen.control, None, None, state),
             unavailable=Choice(seen.control, None, None, "unavailable"),
+            invalid=Choice(seen.control, None, None, "invalid"),
             is_closed=state != _RUNNING,
             is_over=state not in {_RUNNING, "paused"},
         )
@@ -350,21 +388,40 @@ class _Experiment:
         return _Experiment(
             allocation=self.allocation, choices=(), held_out=self.held_out,
             excluded=self.excluded, otherwise=Choice(control, None, None, "ended"),
-            unavailable=self.unavailable, is_closed=True, is_over=True,
+            unavailable=self.unavailable, invalid=self.invalid, is_closed=True, is_over=True,
         )  # fmt: skip
 
     def allocate(self, unit_id: str) -> Choice:
         """Return the choice of a unit that has none."""
+        if not _is_unit_id(unit_id):
+            return self.invalid
         placement = allocate(self.allocation, unit_id)
-        if placement.kind == _ASSIGNED:
+        if placement.variant is not None:
             return self.choices[placement.variant]
-        return self.held_out if placement.kind == "held_out" else self.excluded
+        return self.held_out if placement.kind is PlacementKind.HELD_OUT else self.excluded
+
+
+def _holdout_of(seen: SnapshotExperiment) -> HoldoutShare | None:
+    holdout = seen.holdout
+    return None if holdout is None else HoldoutShare(group=holdout.group, share=holdout.share)
+
+
+def _namespace_of(seen: SnapshotExperiment) -> NamespaceRange | None:
+    space = seen.namespace
+    if space is None:
+        return None
+    return NamespaceRange(name=space.name, start=space.start, end=space.end)
+
+
+def _is_unit_id(text: str) -> bool:
+    """Whether the service would take a unit of this id; most are short and ASCII."""
+    if text.isascii() and text.isprintable():
+        return 1 <= len(text) <= ID_LIMIT_BYTES
+    try:
+        return 1 <= len(text.encode()) <= ID_LIMIT_BYTES and "\0" not in text
+    except UnicodeEncodeError:
+        return False
 
 
 def _choice_of(assignment: Assignment) -> Choice:
     return Choice(assignment.variant, assignment.probability, assignment.epoch, _ASSIGNED)
-
-
-def _may_pass(error: ClientError) -> bool:
-    status = getattr(error, "status", None)
-    return status is None or status in _RETRIED_STATUSES

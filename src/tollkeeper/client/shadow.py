@@ -8,6 +8,7 @@ not deployed again, and a deployment is taken back once.
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 from urllib.parse import quote
 
 import msgspec
@@ -44,8 +45,13 @@ BATCH_LIMIT = 10_000
 VALUE_LIMIT = 10**12
 """Largest value of an outcome, to either side."""
 
+DECIMALS = 6
+"""Decimals of a value at most: the service keeps millionths."""
+
 ANALYSIS_TIMEOUT_S = 60.0
 """Longest wait for a decision: the service computes posteriors for it."""
+
+_ENCODER = msgspec.json.Encoder(decimal_format="number")
 
 
 class ShadowClient(Caller):
@@ -141,7 +147,7 @@ class ShadowClient(Caller):
         self,
         experiment_id: str,
         unit_id: str,
-        value: float | None = None,
+        value: float | Decimal | None = None,
         *,
         metric: str | None = None,
         occurred_at: datetime | None = None,
@@ -149,14 +155,16 @@ class ShadowClient(Caller):
     ) -> RecordedOutcome:
         """Record an outcome, once. Without an id one is minted and kept over this call's retries.
 
+        A float is rounded to six decimals; a `Decimal` is sent as it is.
+
         Raises:
             CallRefused: the experiment or the unit is not known, or the id stands for another.
         """
         if outcome_id is None:
             outcome_id = self.mint_outcome_id()
         outcome = Outcome(experiment_id, unit_id, outcome_id, metric, value, occurred_at)
-        _check(outcome)
-        response = await self._call("POST", "/v1/outcomes", JSON, _encoded(outcome))
+        body = _encoded(_sendable(outcome))
+        response = await self._call("POST", "/v1/outcomes", JSON, body)
         recorded = self._decode(response, RecordedOutcome)
         return msgspec.structs.replace(recorded, outcome_id=outcome_id)
 
@@ -172,9 +180,7 @@ class ShadowClient(Caller):
             else msgspec.structs.replace(outcome, outcome_id=self.mint_outcome_id())
             for outcome in outcomes
         ]
-        for outcome in named:
-            _check(outcome)
-        body = _encoded({"outcomes": named})
+        body = _encoded({"outcomes": [_sendable(outcome) for outcome in named]})
         answer = self._decode(await self._call("POST", "/v1/outcomes", JSON, body), OutcomeAnswer)
         self._check_count(answer.results, named)
         return tuple(
@@ -269,14 +275,24 @@ def _query(**asked: str | None) -> str:
         raise CallMalformed(field="the request", fault="has text that is not Unicode") from error
 
 
-def _check(outcome: Outcome) -> None:
-    # JSON has no NaN: it would be sent as null, which stands for 1.
-    if outcome.value is not None and not -VALUE_LIMIT <= outcome.value <= VALUE_LIMIT:
+def _sendable(outcome: Outcome) -> Outcome:
+    """Return an outcome as it is sent: a float is not exact anyway, and rounded to its decimals.
+
+    Raises:
+        CallMalformed: it is not a number, which JSON does not know either, or too large.
+    """
+    value = outcome.value
+    if value is None:
+        return outcome
+    if not -VALUE_LIMIT <= value <= VALUE_LIMIT:
         raise CallMalformed(field="value", fault=f"must be a number, up to {VALUE_LIMIT:,}")
+    if isinstance(value, float):
+        return msgspec.structs.replace(outcome, value=round(value, DECIMALS))
+    return outcome
 
 
 def _encoded(document: object) -> bytes:
     try:
-        return msgspec.json.encode(document)
+        return _ENCODER.encode(document)
     except UnicodeEncodeError as error:
         raise CallMalformed(field="the request", fault="has text that is not Unicode") from error

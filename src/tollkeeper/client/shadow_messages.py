@@ -4,6 +4,7 @@ Values only: what they mean is in the guide, and what a definition must be the s
 """
 
 from datetime import datetime
+from decimal import Decimal
 from typing import Literal, TypedDict
 
 import msgspec
@@ -176,7 +177,7 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     unit_id: str
     outcome_id: str | None = None
     metric: str | None = None
-    value: int | float | None = None
+    value: int | float | Decimal | None = None
     occurred_at: datetime | None = None
 
 
