@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tollkeeper.client.database import DatabaseClient
     from tollkeeper.client.keys import KeysClient
     from tollkeeper.client.messages import IssuedKey
+    from tollkeeper.client.shadow import ShadowClient
     from tollkeeper.client.terminal import Fact, Listing, Screen
     from tollkeeper.kernel.backoff import Backoff
     from tollkeeper.migrate.cli import Places
@@ -46,8 +47,9 @@ class Service(StrEnum):
 class Face:
     """What every command works with; the only thing put into Typer's context.
 
-    It is the `Terminal` of `credits/cli.py`, the `KeyTerminal` of `access/cli.py` and the
-    `DatabaseTerminal` of `database/cli.py`. Everything is made when it is first needed.
+    It is the `Terminal` of `credits/cli.py` and of `shadow/remote.py`, the `KeyTerminal` of
+    `access/cli.py` and the `DatabaseTerminal` of `database/cli.py`. Everything is made when it is
+    first needed.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -108,6 +110,20 @@ class Face:
         async def connected() -> _Result:
             async with DatabaseClient(
                 address.url, address.api_key, connections=1, backoff=IMPATIENT
+            ) as client:
+                return await work(client)
+
+        return run(connected())
+
+    def call_shadow(self, work: "Callable[[ShadowClient], Awaitable[_Result]]") -> _Result:
+        """Connect to the service of experiments, do the work, disconnect."""
+        from tollkeeper.client.caller import IMPATIENT
+
+        address = address_of(self.settings(), Service.SHADOW)
+
+        async def connected() -> _Result:
+            async with connect_to_shadow(
+                address.url, address.api_key, 1, backoff=IMPATIENT
             ) as client:
                 return await work(client)
 
@@ -225,11 +241,15 @@ class Face:
         """Return a table, of columns as above, that is printed as its rows come."""
         return self.screen().listing(title, columns)
 
+    def is_plain(self) -> bool:
+        """Whether standard output shows neither colours nor signs beyond letters."""
+        return self.screen().is_plain
+
     def progress(
-        self, title: str, *, done: "Callable[[], int]"
+        self, title: str, *, done: "Callable[[], int]", total: int | None = None
     ) -> "AbstractAsyncContextManager[None]":
         """Show on standard error how much is done while the block runs."""
-        return self.screen().progress(title, total=None, done=done, is_passing=True)
+        return self.screen().progress(title, total=total, done=done, is_passing=True)
 
 
 def connect_to(
@@ -240,6 +260,16 @@ def connect_to(
     from tollkeeper.client.credits import CreditsClient
 
     return CreditsClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
+
+
+def connect_to_shadow(
+    url: str, api_key: str, connections: int, *, backoff: "Backoff | None" = None
+) -> "ShadowClient":
+    """Return a client of a service of experiments."""
+    from tollkeeper.client.caller import PATIENT
+    from tollkeeper.client.shadow import ShadowClient
+
+    return ShadowClient(url, api_key, connections=connections, backoff=backoff or PATIENT)
 
 
 def run(work: Coroutine[object, object, _Result]) -> _Result:

@@ -28,6 +28,7 @@ from tollkeeper.client.shadow_messages import (
     ExperimentPage,
     Outcome,
     OutcomeAnswer,
+    OutcomeFields,
     OutcomeResult,
     ProvenDeployment,
     RecordedOutcome,
@@ -131,14 +132,17 @@ class ShadowClient(Caller):
         return self._decode(await self._call("POST", path, JSON, _encoded(unit)), Assignment)
 
     async def assign_batch(
-        self, experiment_id: str, units: Sequence[Unit]
+        self, experiment_id: str, units: Sequence[Unit | str]
     ) -> tuple[AssignmentResult, ...]:
         """Assign units together; each succeeds or fails by itself, results in their order.
+
+        A text is a unit of which nothing else is said.
 
         What the service could not take now (429, 503) is a result like others.
         """
         path = _of_experiment(experiment_id, "assignments")
-        response = await self._call("POST", path, JSON, _encoded({"units": units}))
+        items = [Unit(each) if isinstance(each, str) else each for each in units]
+        response = await self._call("POST", path, JSON, _encoded({"units": items}))
         results = self._decode(response, AssignmentAnswer).results
         self._check_count(results, units)
         return results
@@ -168,17 +172,20 @@ class ShadowClient(Caller):
         recorded = self._decode(response, RecordedOutcome)
         return msgspec.structs.replace(recorded, outcome_id=outcome_id)
 
-    async def record_batch(self, outcomes: Sequence[Outcome]) -> tuple[OutcomeResult, ...]:
+    async def record_batch(
+        self, outcomes: Sequence[Outcome | OutcomeFields]
+    ) -> tuple[OutcomeResult, ...]:
         """Record outcomes together; each succeeds or fails by itself, results in their order.
 
         One without an id gets one, kept over this call's retries. What the service could not take
         now (429, 503) is a result like others: send it again with its id.
         """
+        given = [each if isinstance(each, Outcome) else Outcome(**each) for each in outcomes]
         named = [
             outcome
             if outcome.outcome_id is not None
             else msgspec.structs.replace(outcome, outcome_id=self.mint_outcome_id())
-            for outcome in outcomes
+            for outcome in given
         ]
         body = _encoded({"outcomes": [_sendable(outcome) for outcome in named]})
         answer = self._decode(await self._call("POST", "/v1/outcomes", JSON, body), OutcomeAnswer)
@@ -284,10 +291,13 @@ def _sendable(outcome: Outcome) -> Outcome:
     value = outcome.value
     if value is None:
         return outcome
-    if not -VALUE_LIMIT <= value <= VALUE_LIMIT:
+    is_number = value.is_finite() if isinstance(value, Decimal) else True
+    if not is_number or not -VALUE_LIMIT <= value <= VALUE_LIMIT:
         raise CallMalformed(field="value", fault=f"must be a number, up to {VALUE_LIMIT:,}")
     if isinstance(value, float):
         return msgspec.structs.replace(outcome, value=round(value, DECIMALS))
+    if isinstance(value, bool):
+        return msgspec.structs.replace(outcome, value=int(value))
     return outcome
 
 

@@ -181,6 +181,17 @@ class Outcome(msgspec.Struct, frozen=True, omit_defaults=True):
     occurred_at: datetime | None = None
 
 
+class OutcomeFields(TypedDict, total=False):
+    """An `Outcome` as a mapping; `experiment_id` and `unit_id` are required."""
+
+    experiment_id: str
+    unit_id: str
+    outcome_id: str | None
+    metric: str | None
+    value: int | float | Decimal | None
+    occurred_at: datetime | None
+
+
 class RecordedOutcome(msgspec.Struct, frozen=True):
     """What became of an outcome: counted, waiting, before_exposure or outside_window."""
 

@@ -66,6 +66,12 @@ class Screen:
         sys.stdout.buffer.write(text.encode())
         sys.stdout.buffer.flush()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether standard output shows neither colours nor signs beyond letters."""
+        out = self._out
+        return not out.is_terminal or out.no_color or out.encoding.lower() != "utf-8"
+
     def remark(self, text: str) -> None:
         """Say something about the run, in one line on standard error."""
         if not self.as_json:
