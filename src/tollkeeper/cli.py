@@ -26,6 +26,7 @@ from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.migrate.backup_cli import app as migrate_app
 from tollkeeper.migrate.cli import exit_code_of
 from tollkeeper.migrate.errors import MigrationError
+from tollkeeper.shadow.explain_cli import app as shadow_app
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -54,6 +55,7 @@ serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help
 credits_app.add_typer(alerts_app)
 app.add_typer(credits_app)
 app.add_typer(checkpoints_app)
+app.add_typer(shadow_app)
 app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")
 app.add_typer(db_app)

@@ -1,12 +1,11 @@
-"""`tollkeeper shadow list|show|start|pause|end|weights`: experiments over the HTTP API.
+"""What all commands of `tollkeeper shadow ...` share: pages, options, an experiment on the screen.
 
-The other commands of `shadow` are in the modules `*_cli.py`, each of which adds its own; every
+The commands are in the modules `*_cli.py`, each of which adds its own to those before it; every
 command is one call of the public API, or a few.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Annotated, TypeVar
 
 import typer
@@ -22,21 +21,9 @@ PAGE_LIMIT = 1_000
 EXIT_REFUSED = 3
 """The service refused it, or a part of it."""
 
-_EXPERIMENT_COLUMNS = (
-    "experiment", "state", "variants", "metric", "#units", "#looks", "created (UTC)",
-)  # fmt: skip
-_TONES = {"running": "good", "paused": "warn"}
+STATE_TONES = {"running": "good", "paused": "warn"}
 
 _Item = TypeVar("_Item")
-
-
-class State(StrEnum):
-    """What an experiment does."""
-
-    DRAFT = "draft"
-    RUNNING = "running"
-    PAUSED = "paused"
-    ENDED = "ended"
 
 
 app = typer.Typer(
@@ -56,94 +43,6 @@ After = Annotated[str | None, typer.Option(help="Cursor printed by the page befo
 Everything = Annotated[bool, typer.Option("--all", help="All pages; with --json, one item a line.")]
 
 
-@app.command("list")
-def list_experiments(
-    context: typer.Context,
-    state: Annotated[State | None, typer.Option(help="Of this state alone.")] = None,
-    limit: Limit = None,
-    after: After = None,
-    everything: Everything = False,
-    as_json: AsJson = False,
-) -> None:
-    """List experiments, oldest first."""
-    terminal = terminal_of(context)
-    size = limit or (PAGE_LIMIT if everything else PAGE_DEFAULT)
-
-    async def read(remote: Remote, behind: str | None) -> PageView[ExperimentView]:
-        return await remote.experiments(state=state, after=behind, limit=size)
-
-    title = "Experiments" if state is None else f"Experiments that are {state}"
-    listing = terminal.listing(title, _EXPERIMENT_COLUMNS)
-
-    def show(items: Sequence[ExperimentView]) -> None:
-        if items:
-            tones = [_TONES.get(each.state, "") for each in items]
-            listing.add([_row(each) for each in items], tones)
-        elif after is None:
-            which = "no experiment" if state is None else f"no experiment that is {state}"
-            terminal.say(f"There is {which}; `tollkeeper shadow create` makes one.")
-
-    print_pages(terminal, read, show, after=after, everything=everything, as_json=as_json)
-
-
-@app.command("show")
-def show_experiment(
-    context: typer.Context, experiment_id: ExperimentId, as_json: AsJson = False
-) -> None:
-    """Show what an experiment is, and how it stands."""
-    terminal = terminal_of(context)
-    experiment = terminal.call_shadow(lambda remote: remote.experiment(experiment_id))
-    print_experiment(terminal, experiment, as_json=as_json)
-
-
-@app.command()
-def start(context: typer.Context, experiment_id: ExperimentId, as_json: AsJson = False) -> None:
-    """Start an experiment, or go on with one that is paused."""
-    _move(terminal_of(context), experiment_id, State.RUNNING, as_json=as_json)
-
-
-@app.command()
-def pause(context: typer.Context, experiment_id: ExperimentId, as_json: AsJson = False) -> None:
-    """Pause an experiment: who has a variant keeps it, nobody else is assigned."""
-    _move(terminal_of(context), experiment_id, State.PAUSED, as_json=as_json)
-
-
-@app.command()
-def end(context: typer.Context, experiment_id: ExperimentId, as_json: AsJson = False) -> None:
-    """End an experiment for good: everybody gets the control, or what is deployed."""
-    _move(terminal_of(context), experiment_id, State.ENDED, as_json=as_json)
-
-
-@app.command()
-def weights(
-    context: typer.Context,
-    experiment_id: ExperimentId,
-    shares: Annotated[
-        list[str],
-        typer.Argument(metavar="VARIANT=SHARE...", help="One for every variant; they sum to 1."),
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """Assign new units by other shares from now on; who has a variant keeps it."""
-    terminal = terminal_of(context)
-    wanted: dict[str, float] = {}
-    for word in shares:
-        name, _, text = word.rpartition("=")
-        share = share_of(text)
-        if not name or share is None or name in wanted:
-            raise typer.BadParameter(
-                f"{word!r} is not VARIANT=SHARE, each variant once", param_hint="VARIANT=SHARE"
-            )
-        wanted[name] = share
-    experiment = terminal.call_shadow(lambda remote: remote.change(experiment_id, weights=wanted))
-    print_experiment(terminal, experiment, as_json=as_json)
-
-
-def _move(terminal: Terminal, experiment_id: str, state: State, *, as_json: bool) -> None:
-    experiment = terminal.call_shadow(lambda remote: remote.change(experiment_id, state=state))
-    print_experiment(terminal, experiment, as_json=as_json)
-
-
 def print_experiment(
     terminal: Terminal, experiment: ExperimentView, *, as_json: bool, remark: str = ""
 ) -> None:
@@ -152,7 +51,7 @@ def print_experiment(
         terminal.json(experiment)
         return
     state = experiment.state
-    facts: list[Fact] = [("state", f"{state}{remark}", _TONES.get(state, "warn"))]
+    facts: list[Fact] = [("state", f"{state}{remark}", STATE_TONES.get(state, "warn"))]
     if experiment.deployed is not None:
         facts.append(("deployed", f"{experiment.deployed}: everybody gets it", "good"))
     if experiment.description:
@@ -212,18 +111,6 @@ def _terms_of(experiment: ExperimentView) -> list[tuple[str, str]]:
     if space is not None:
         found.append(("namespace", f"{space.name}, from {space.start:g} until {space.end:g}"))
     return found
-
-
-def _row(experiment: ExperimentView) -> tuple[str, ...]:
-    names = [share.name for share in experiment.variants]
-    shown = ", ".join(names[:4]) + (f", {len(names) - 4} more" if len(names) > 4 else "")
-    deployed = f", {experiment.deployed} deployed" if experiment.deployed is not None else ""
-    return (
-        experiment.experiment_id, f"{experiment.state}{deployed}", shown,
-        experiment.metrics[0].name, f"{experiment.units:,}",
-        "-" if experiment.looks is None else f"{experiment.looks:,}",
-        experiment.created_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M"),
-    )  # fmt: skip
 
 
 def print_pages(

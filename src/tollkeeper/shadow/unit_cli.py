@@ -22,7 +22,7 @@ from tollkeeper.shadow.cli import (
     moment_text,
     terminal_of,
 )
-from tollkeeper.shadow.create_cli import app
+from tollkeeper.shadow.experiment_cli import app
 from tollkeeper.shadow.remote import (
     AssignmentResultView,
     AssignmentView,
