@@ -27,6 +27,7 @@ from tollkeeper.migrate.backup_cli import app as migrate_app
 from tollkeeper.migrate.cli import exit_code_of
 from tollkeeper.migrate.errors import MigrationError
 from tollkeeper.shadow.explain_cli import app as shadow_app
+from tollkeeper.shadow.simulate_cli import register as register_simulate
 
 EXIT_FAILED = 1
 EXIT_REFUSED = 3
@@ -55,6 +56,7 @@ serve_app = typer.Typer(help="Run one service in this process.", no_args_is_help
 credits_app.add_typer(alerts_app)
 app.add_typer(credits_app)
 app.add_typer(checkpoints_app)
+register_simulate(shadow_app)
 app.add_typer(shadow_app)
 app.add_typer(keys_app)
 app.add_typer(serve_app, name="serve")

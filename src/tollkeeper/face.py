@@ -211,6 +211,10 @@ class Face:
 
         return Screen(as_json=as_json)
 
+    def clear(self) -> None:
+        """Clear the screen, where standard output is one."""
+        self.screen().clear()
+
     def json(self, document: object) -> None:
         """Print one JSON document to standard output."""
         self.screen(as_json=True).json(document)

@@ -72,6 +72,10 @@ class Screen:
         out = self._out
         return not out.is_terminal or out.no_color or out.encoding.lower() != "utf-8"
 
+    def clear(self) -> None:
+        """Clear the screen, where standard output is one."""
+        self._out.clear()
+
     def remark(self, text: str) -> None:
         """Say something about the run, in one line on standard error."""
         if not self.as_json:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
+from tollkeeper.shadow.analyse_cli import app
 from tollkeeper.shadow.cli import AsJson, moment_text, terminal_of
-from tollkeeper.shadow.deployment_cli import DeploymentId, app, deployment_facts
+from tollkeeper.shadow.deployment_cli import DeploymentId, deployment_facts
 from tollkeeper.shadow.model import Decision, Verdict
 from tollkeeper.shadow.remote import EvidenceView, ProvenView, Terminal
 from tollkeeper.shadow.tables import (

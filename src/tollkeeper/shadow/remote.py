@@ -407,6 +407,10 @@ class Terminal(Protocol):
         """Whether standard output shows neither colours nor signs beyond letters."""
         ...
 
+    def clear(self) -> None:
+        """Clear the screen, where there is one."""
+        ...
+
     def json(self, document: object) -> None:
         """Print one JSON document to standard output."""
         ...
