@@ -1,7 +1,7 @@
 """The other end of a socket that behaves as badly as it is told to."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -68,6 +68,33 @@ async def peer(answers: Sequence[bytes], cuts: Sequence[int] = ()) -> AsyncItera
         yield other
     finally:
         server.close()
+
+
+@asynccontextmanager
+async def routed(respond: Callable[[bytes], bytes], port: int = 0) -> AsyncIterator[str]:
+    """Answer every request on a loopback port by a function while the block runs."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
+        try:
+            while (request := await _read_request(reader)) is not None:
+                writer.write(respond(request))
+                await writer.drain()
+        except (ConnectionError, asyncio.CancelledError):
+            return  # gone, or the test is over
+        finally:
+            open_ones.discard(writer)
+            writer.close()
+
+    open_ones: set[asyncio.StreamWriter] = set()
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
+    host, port = server.sockets[0].getsockname()
+    try:
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+        for writer in tuple(open_ones):
+            writer.close()
 
 
 def answer(status: int, document: object = None, headers: Sequence[tuple[str, str]] = ()) -> bytes:
