@@ -18,7 +18,7 @@ from tollkeeper.credits.alert_cli import alerts_app
 from tollkeeper.credits.audit_cli import FAULTS_EXIT, StoppedAfterFaults, checkpoints_app
 from tollkeeper.credits.usage_cli import app as credits_app
 from tollkeeper.database.cli import app as db_app
-from tollkeeper.face import Face, Service, connect_to, dsn_of, run
+from tollkeeper.face import Face, Service, connect_to, connect_to_shadow, dsn_of, run
 from tollkeeper.kernel.amounts import MAX_AMOUNT_MINOR
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import TollkeeperError
@@ -281,7 +281,11 @@ def bench(
 def demo(
     context: typer.Context,
     leave: Annotated[
-        bool, typer.Option("--exit", help="End after the summary; 0 if every unit is there.")
+        bool,
+        typer.Option(
+            "--exit",
+            help="End after the summary; 0 if every unit is there and the experiment is proven.",
+        ),
     ] = False,
     requests: Annotated[
         int, typer.Option(min=1, max=10_000_000, help="Requests to bill.")
@@ -291,7 +295,7 @@ def demo(
     shadow_port: ShadowPort = None,
     as_json: AsJson = False,
 ) -> None:
-    """Start everything, bill a made-up day of LLM traffic, show what came of it, stay up."""
+    """Start everything, bill made-up LLM traffic, run an experiment to its verdict, stay up."""
     from tollkeeper.demo import Demo, DemoOptions
 
     face = _face(context)
@@ -299,6 +303,7 @@ def demo(
         DemoOptions(run=_fresh_name(), requests=requests, leave=leave),
         face.settings(data=data, port=port, shadow_port=shadow_port),
         connect_to,
+        connect_to_shadow,
         screen=face.screen(as_json=as_json),
         clock=SystemClock(),
     )

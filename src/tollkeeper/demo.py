@@ -1,4 +1,4 @@
-"""`tollkeeper demo`: starts everything, bills made-up LLM traffic over HTTP, shows what came of it.
+"""`tollkeeper demo`: starts everything, bills made-up LLM traffic, runs an experiment; over HTTP.
 
 Not a benchmark: the load generator, the service and PostgreSQL share this machine, and the numbers
 are what they are. The workload comes from a seed, so every demo bills the same requests, on
@@ -18,10 +18,12 @@ from typing import NamedTuple
 from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.load import Audit, Auditor, Tally, run_batches, run_closed_loop
 from tollkeeper.client.messages import Operation
+from tollkeeper.client.shadow import ShadowClient
 from tollkeeper.client.summary import audit_document, audit_facts, tally_document, tally_facts
 from tollkeeper.client.terminal import Screen
 from tollkeeper.config import Settings
 from tollkeeper.kernel.clock import Clock
+from tollkeeper.trial import Trial, run_trial
 from tollkeeper.up import Stack, local_stack
 
 SEED = 0
@@ -109,6 +111,7 @@ class Demo:
         options: DemoOptions,
         settings: Settings,
         connect: Callable[[str, str, int], CreditsClient],
+        connect_shadow: Callable[[str, str, int], ShadowClient],
         *,
         screen: Screen,
         clock: Clock,
@@ -116,13 +119,14 @@ class Demo:
         self._options = options
         self._settings = settings
         self._connect = connect
+        self._connect_shadow = connect_shadow
         self._screen = screen
         self._clock = clock
         self._is_showing = False
         self._is_good = False
 
     async def run(self) -> bool:
-        """Run it; tell whether every unit is accounted for and the chain holds."""
+        """Run it; tell whether every unit is accounted for and the experiment ended as it must."""
         task = asyncio.current_task()
         assert task is not None
         loop = asyncio.get_running_loop()
@@ -130,7 +134,7 @@ class Demo:
             loop.add_signal_handler(number, task.cancel)
         try:
             async with local_stack(self._settings, say=self._screen.remark) as stack:
-                self._is_good = await self._bill(stack)
+                self._is_good = await self._show(stack)
                 if not self._options.leave:
                     self._is_showing = True
                     await asyncio.Event().wait()
@@ -139,7 +143,7 @@ class Demo:
                 raise KeyboardInterrupt from None
         return self._is_good
 
-    async def _bill(self, stack: Stack) -> bool:
+    async def _show(self, stack: Stack) -> bool:
         workload = generate_workload(
             random.Random(SEED),  # noqa: S311  # a workload, not a secret
             requests=self._options.requests,
@@ -149,8 +153,21 @@ class Demo:
             await self._fund(client, workload)
             tally = await self._consume(client, workload)
             audit = await self._audit(client, workload)
-        self._report(tally, audit, workload, stack)
-        return audit.is_clean and audit.consumed == tally.charged_units and not tally.failed
+        trial = await self._experiment(stack)
+        self._report(tally, audit, trial, stack)
+        is_billed = audit.is_clean and audit.consumed == tally.charged_units and not tally.failed
+        return is_billed and (trial is None or trial.is_good)
+
+    async def _experiment(self, stack: Stack) -> Trial | None:
+        """Run one experiment to its end; None: experiments are not served here."""
+        if stack.shadow_url is None:
+            self._screen.remark("no experiment: TOLLKEEPER_SHADOW_DSN is not set")
+            return None
+        generator = random.Random(SEED)  # noqa: S311  # a workload, not a secret
+        async with self._connect_shadow(stack.shadow_url, stack.api_key, 1) as client:
+            return await run_trial(
+                client, generator, run=self._options.run, screen=self._screen, clock=self._clock
+            )
 
     async def _fund(self, client: CreditsClient, workload: Workload) -> None:
         ids = workload.account_ids
@@ -186,29 +203,40 @@ class Demo:
         async with self._screen.progress("auditing", total=len(ids), done=lambda: auditor.done):
             return await auditor.audit(ids)
 
-    def _report(self, tally: Tally, audit: Audit, workload: Workload, stack: Stack) -> None:
+    def _report(self, tally: Tally, audit: Audit, trial: Trial | None, stack: Stack) -> None:
         if self._screen.as_json:
             self._screen.json(
-                {"url": stack.url, **tally_document(tally), "audit": audit_document(audit)}
-            )
+                {
+                    "url": stack.url, "shadow_url": stack.shadow_url, **tally_document(tally),
+                    "audit": audit_document(audit),
+                    "experiment": None if trial is None else trial.document(),
+                }
+            )  # fmt: skip
             return
-        tenants, accounts = len(TENANTS), len(workload.account_ids)
+        tenants, accounts = len(TENANTS), len(TENANTS) * ACCOUNTS_PER_TENANT
         title = f"Billed over HTTP: {CONNECTIONS} callers, {accounts} accounts of {tenants} tenants"
         self._screen.facts(title, (*tally_facts(tally), *audit_facts(audit)))
-        if self._options.leave:
-            return
+        if trial is not None:
+            self._screen.facts(f"Experiment {trial.experiment_id}, run over HTTP", trial.facts())
+        if not self._options.leave:
+            self._invite(trial, stack)
+
+    def _invite(self, trial: Trial | None, stack: Stack) -> None:
+        """Show what there is to try while everything stays up."""
         key = _short(stack.data / "dev.key")
-        hot = workload.account_ids[0]
+        hot = f"{TENANTS[0]}-{self._options.run}-000"
         bearer = f'-H "Authorization: Bearer $(cat {key})"'
         self._screen.addresses(
             "Tollkeeper is up, until Ctrl-C",
             (
                 ("API", f"{stack.url}/v1"),
+                *((("", f"{stack.shadow_url}/v1"),) if stack.shadow_url is not None else ()),
                 ("docs", f"{stack.url}/schema"),
                 ("key", stack.api_key),
                 ("psql", stack.psql()),
                 ("try", f"curl {bearer} {stack.url}/v1/accounts/{hot}"),
                 ("", f"{_command(stack.data)} credits history {hot} --limit 5"),
+                *_experiment_commands(trial, _command(stack.data)),
             ),
         )
 
@@ -219,6 +247,15 @@ def _keyed(client: CreditsClient, workload: Workload) -> Iterator[tuple[str, int
         if not usage.is_retry:
             key = client.mint_key()
         yield workload.account_ids[usage.account], usage.cost, key
+
+
+def _experiment_commands(trial: Trial | None, command: str) -> list[tuple[str, str]]:
+    if trial is None:
+        return []
+    shown = [("", f"{command} shadow analyse {trial.experiment_id}")]
+    if trial.deployment is not None:
+        shown.append(("", f"{command} shadow explain {trial.deployment.deployment_id}"))
+    return shown
 
 
 def _command(data: Path) -> str:

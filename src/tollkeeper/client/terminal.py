@@ -6,13 +6,14 @@ No text steers the terminal: what it would obey or hide is shown escaped (`escap
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from itertools import zip_longest
 
 import msgspec
 from rich.cells import cell_len
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -122,6 +123,15 @@ class Screen:
     def listing(self, title: str, columns: Sequence[str]) -> "Listing":
         """Return a table, of columns as above, that is printed as its rows come."""
         return Listing(self._out, title, columns)
+
+    @contextmanager
+    def line(self) -> Iterator[Callable[[str], None]]:
+        """Lend what replaces one line on standard error; in a file the last one stays."""
+        if self.as_json:
+            yield lambda _text: None
+            return
+        with Live(console=self._err, auto_refresh=False) as live:
+            yield lambda text: live.update(Text(visible(text)), refresh=True)
 
     @asynccontextmanager
     async def progress(
