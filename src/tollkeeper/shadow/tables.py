@@ -84,7 +84,7 @@ def condition_rows(
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return the rows of conditions, and their tones."""
     yes, no = ("yes", "NO") if is_plain else ("✓", "✗")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (yes if each.holds else no, each.name.replace("_", " "), each.reason, each.required)
         for each in conditions
     ]
@@ -95,7 +95,7 @@ def arm_rows(
     arms: Sequence[ArmItem], *, kind: str | None, candidate: str | None
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Return the rows of arms, and their tones; `kind` is the primary metric's."""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             f"{arm.variant} (control)" if arm.is_control else arm.variant,
             f"{arm.units:,}",
