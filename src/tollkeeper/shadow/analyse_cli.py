@@ -187,7 +187,7 @@ def _print(terminal: Terminal, found: AnalysisDocument, experiment: ExperimentVi
             ("as of (UTC)", moment_text(found.as_of)),
             ("metric", f"{found.metric} ({found.kind}, {better}), margin {found.margin:.1%}"),
             ("counted", f"{found.looks.counted:,} of {found.looks.units:,} planned units"),
-            *_time_facts(found),
+            *(() if experiment.state == "ended" else _time_facts(found)),
         ],
     )
     rows, tones = arm_rows(found.arms, kind=found.kind, candidate=found.candidate)
@@ -201,7 +201,7 @@ def _print(terminal: Terminal, found: AnalysisDocument, experiment: ExperimentVi
     title = "Conditions now: they decide at planned looks only" if is_planned else "Conditions now"
     terminal.table(title, CONDITION_COLUMNS, rows, tones)
     terminal.facts("Trust", _trust_facts(found))
-    terminal.facts("Verdict", _verdict_facts(found))
+    terminal.facts("Verdict", _verdict_facts(found, is_over=experiment.state == "ended"))
 
 
 def _state_fact(experiment: ExperimentView) -> Fact:
@@ -261,22 +261,23 @@ def _trust_facts(found: AnalysisDocument) -> list[Fact]:
     return facts
 
 
-def _verdict_facts(found: AnalysisDocument) -> list[Fact]:
+def _verdict_facts(found: AnalysisDocument, *, is_over: bool) -> list[Fact]:
     looks, last = found.looks, found.last_look
     facts: list[Fact] = []
     if last is None:
         facts.append(("last look", "none was taken yet", "warn"))
     else:
         tone = "warn" if last.is_expired else VERDICT_TONES.get(last.verdict, "warn")
-        about = f" {last.variant}" if last.variant is not None and last.verdict == "deploy" else ""
         expired = " (expired: wait for the next look)" if last.is_expired else ""
-        facts.append(("verdict", f"{last.verdict}{about}: {last.why}{expired}", tone))
+        facts.append(("verdict", f"{last.verdict}: {last.why}{expired}", tone))
         number = (
             f"{last.look:,}" if looks.planned is None else f"{last.look:,} of {looks.planned:,}"
         )
         facts.append(("last look", f"{number}, at {moment_text(last.decided_at)}"))
-        if last.expires_at is not None and not last.is_expired:
+        if last.expires_at is not None and not last.is_expired and not is_over:
             facts.append(("valid until (UTC)", moment_text(last.expires_at)))
+    if is_over:
+        return facts
     if looks.next_due_at is not None:
         soon = found.time_left.next_look_s
         when = "" if soon is None else f", in about {duration_text(soon)}"

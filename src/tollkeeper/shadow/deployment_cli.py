@@ -23,7 +23,7 @@ from tollkeeper.shadow.cli import (
     terminal_of,
 )
 from tollkeeper.shadow.remote import DecisionView, DeploymentView, Fact, PageView, Remote, Terminal
-from tollkeeper.shadow.tables import VERDICT_TONES, document_of
+from tollkeeper.shadow.tables import VERDICT_TONES, document_of, why_text
 from tollkeeper.shadow.unit_cli import app
 
 __all__ = ["app", "deployment_facts"]
@@ -86,10 +86,8 @@ def deploy(
     terminal.facts(
         f"{deployment.variant} is deployed: everybody gets it", deployment_facts(deployment)
     )
-    terminal.say(
-        f"Why it may be: tollkeeper shadow explain {deployment.deployment_id}\n"
-        f"Take it back:  tollkeeper shadow rollback {deployment.deployment_id}"
-    )
+    terminal.say(f"Why it may be: tollkeeper shadow explain {deployment.deployment_id}")
+    terminal.say(f"Take it back:  tollkeeper shadow rollback {deployment.deployment_id}")
 
 
 @app.command()
@@ -158,7 +156,7 @@ def _decision_row(decision: DecisionView) -> tuple[str, ...]:
     document = document_of(decision.document)
     return (
         f"{decision.look:,}", decision.kind, moment_text(decision.decided_at), decision.verdict,
-        decision.variant or "-", "" if document is None else document.why,
+        decision.variant or "-", "" if document is None else why_text(document),
     )  # fmt: skip
 
 

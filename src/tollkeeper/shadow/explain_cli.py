@@ -99,7 +99,7 @@ def _print(terminal: Terminal, proven: ProvenView) -> None:
             ("kind", f"{kept.kind} of look {kept.look:,}, number {kept.sequence:,} of its chain"),
             ("decided (UTC)", moment_text(kept.decided_at)),
             ("data as of (UTC)", moment_text(kept.as_of)),
-            ("inputs", f"{len(kept.inputs):,} characters, SHA-256 {kept.input_digest}"),
+            ("inputs SHA-256", kept.input_digest),
             ("seed", f"{kept.seed}"),
             ("decided by", kept.code),
             ("hash", kept.hash),
@@ -108,7 +108,7 @@ def _print(terminal: Terminal, proven: ProvenView) -> None:
     if document is None:
         terminal.say_toned("Its document is of another format, and is not shown.", "warn")
         return
-    rows, tones = condition_rows(document.conditions, is_plain=terminal.is_plain())
+    rows, tones = condition_rows(document.conditions, is_plain=terminal.is_plain(), is_whole=True)
     terminal.table("Conditions", CONDITION_COLUMNS, rows, tones)
     rows, tones = arm_rows(document.arms, kind=_kind_of(kept), candidate=document.candidate)
     terminal.table("Variants", ARM_COLUMNS, rows, tones)

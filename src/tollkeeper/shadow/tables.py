@@ -8,7 +8,7 @@ from typing import Final
 
 import msgspec
 
-CONDITION_COLUMNS: Final = ("", "condition", "what is known", "required")
+CONDITION_COLUMNS: Final = ("", "condition", "what is known")
 ARM_COLUMNS: Final = (
     "variant", "#units", "#mean", "95 % interval", "#P(best)", "#P(better)", "#lift",
     "95 % interval",
@@ -80,15 +80,32 @@ def document_of(document: str | Mapping[str, object]) -> DecisionDocument | None
 
 
 def condition_rows(
-    conditions: Sequence[ConditionItem], *, is_plain: bool
+    conditions: Sequence[ConditionItem], *, is_plain: bool, is_whole: bool = False
 ) -> tuple[list[tuple[str, ...]], list[str]]:
-    """Return the rows of conditions, and their tones."""
+    """Return the rows of conditions, and their tones.
+
+    What is required is said of those that do not hold, or of all if it `is_whole`.
+    """
     yes, no = ("yes", "NO") if is_plain else ("✓", "✗")
-    rows: list[tuple[str, ...]] = [
-        (yes if each.holds else no, each.name.replace("_", " "), each.reason, each.required)
-        for each in conditions
-    ]
+    rows: list[tuple[str, ...]] = []
+    for each in conditions:
+        required = f"; required: {each.required}" if is_whole or not each.holds else ""
+        rows.append((yes if each.holds else no, title_of(each.name), f"{each.reason}{required}"))
     return rows, ["" if each.holds else "bad" for each in conditions]
+
+
+def title_of(name: str) -> str:
+    """Return a condition's name as people read it."""
+    return name.replace("_", " ", 2) if ":" not in name else name
+
+
+def why_text(document: DecisionDocument) -> str:
+    """Return why a decision is as it is: the conditions that do not hold, where it says hold."""
+    failing = [title_of(each.name) for each in document.conditions if not each.holds]
+    if document.verdict != "hold" or not failing:
+        return document.why
+    more = f" and {len(failing) - 3} more" if len(failing) > 3 else ""
+    return f"not yet: {', '.join(failing[:3])}{more}"
 
 
 def arm_rows(
@@ -97,7 +114,7 @@ def arm_rows(
     """Return the rows of arms, and their tones; `kind` is the primary metric's."""
     rows: list[tuple[str, ...]] = [
         (
-            f"{arm.variant} (control)" if arm.is_control else arm.variant,
+            arm_name(arm),
             f"{arm.units:,}",
             value_text(arm.mean, kind),
             interval_text(arm.interval, kind),
@@ -111,6 +128,12 @@ def arm_rows(
         for arm in arms
     ]
     return rows, ["good" if arm.variant == candidate else "" for arm in arms]
+
+
+def arm_name(arm: ArmItem) -> str:
+    """Return a variant's name, and that it is the control where the name does not say so."""
+    is_said = not arm.is_control or arm.variant == "control"
+    return arm.variant if is_said else f"{arm.variant} (control)"
 
 
 def rate_text(rates: RatesItem, profile: str) -> str:
