@@ -45,8 +45,9 @@ def _print_version(wanted: bool) -> None:
 app = typer.Typer(
     name="tollkeeper",
     help="Prepaid credits that cannot go negative, on nothing but PostgreSQL.",
-    epilog="Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by the ledger (not enough "
-    "credits, no such account, ...); 4 verify found faults; 130 interrupted.",
+    epilog="Exit codes: 0 done; 1 failed; 2 wrong usage; 3 refused by the ledger or the gate (not "
+    "enough credits, not proven, no such account, ...); 4 verify found faults, or explain a "
+    "difference; 130 interrupted.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

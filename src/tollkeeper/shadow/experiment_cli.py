@@ -104,7 +104,7 @@ def weights(
     experiment_id: ExperimentId,
     shares: Annotated[
         list[str],
-        typer.Argument(metavar="VARIANT=SHARE...", help="One for every variant; they sum to 1."),
+        typer.Argument(metavar="VARIANT=SHARE", help="One for every variant; they sum to 1."),
     ],
     as_json: AsJson = False,
 ) -> None:

@@ -70,7 +70,7 @@ def assign(
     context: typer.Context,
     experiment_id: ExperimentId,
     units: Annotated[
-        list[str] | None, typer.Argument(metavar="[UNIT]...", help="Ids of the units.")
+        list[str] | None, typer.Argument(metavar="UNIT", help="Ids of the units.")
     ] = None,
     attributes: Annotated[
         str | None,
@@ -129,7 +129,7 @@ def assign(
 def outcome(
     context: typer.Context,
     experiment_id: ExperimentId,
-    unit_id: Annotated[str | None, typer.Argument(metavar="[UNIT]", help="Id of the unit.")] = None,
+    unit_id: Annotated[str | None, typer.Argument(metavar="UNIT", help="Id of the unit.")] = None,
     value: Annotated[
         str | None, typer.Option(help="With at most 6 decimals; 1 if it is left out.")
     ] = None,
@@ -261,7 +261,7 @@ def _print_tally(
         return
     others = sum(tally.by_status.values()) - tally.by_status[_COUNTED]
     explained = {
-        "waiting": "their unit is not assigned yet: counted when it is",
+        "waiting": "their unit is not assigned: counted when it is",
         "before_exposure": "too long before their unit was assigned: not counted",
         "outside_window": "after the attribution window: not counted",
     }
@@ -341,7 +341,7 @@ def _print_recorded(
         return
     said = {
         _COUNTED: "counted",
-        "waiting": "waiting: the unit is not assigned yet; counted when it is",
+        "waiting": "waiting: the unit is not assigned; counted when it is",
         "before_exposure": "not counted: too long before the unit was assigned",
         "outside_window": "not counted: after the attribution window",
     }
