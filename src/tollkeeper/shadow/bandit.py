@@ -104,8 +104,8 @@ def with_floor(weights: Sequence[float], floor: float) -> tuple[float, ...]:
 
 def choose(posteriors: Sequence[Posterior], *, sign: int, generator: np.random.Generator) -> int:
     """Draw once from each posterior, and return the arm that is best in the draw."""
-    draws = [sign * posterior.draw(generator, 1)[0] for posterior in posteriors]
-    return int(np.argmax(draws))
+    draws = [sign * posterior.draw_one(generator) for posterior in posteriors]
+    return draws.index(max(draws))
 
 
 def discounted(statistics_by_epoch: Sequence[ArmStatistics], discount: float) -> Moments:
