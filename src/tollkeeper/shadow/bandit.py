@@ -30,9 +30,9 @@ TOP_TWO_SHARE = 0.5
 class Policy:
     """How weights follow the data.
 
-    `temper` is the exponent of P(best) in Thompson sampling: 1 is Thompson's, 0 equal shares; the
-    share of the plan that is used up, halved, keeps the control from starving before anything is
-    proven (Thall and Wathen, 2007, European Journal of Cancer 43:859).
+    `temper` is the exponent of P(best) in Thompson sampling: 1 is Thompson's, 0 equal shares. One
+    that grows with the share of the plan that is used up keeps the control from starving before
+    anything is proven (Thall and Wathen, 2007, European Journal of Cancer 43:859).
 
     `floor` is every arm's least share. `top_two` is the leader's share in top-two sampling; None:
     Thompson sampling. `discount` is what a unit of an epoch is worth in the next one.
