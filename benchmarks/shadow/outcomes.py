@@ -18,7 +18,7 @@ import uvloop
 from benchmarks.bench import Bench
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, Step, closed_loop, median_rate
-from tollkeeper.app import quiet_collector
+from tollkeeper.serving import quiet_collector
 from tollkeeper.database.connect import connector
 from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.pool import Pool

@@ -11,7 +11,6 @@ positive when the variant is better, whatever the metric's direction.
 import json
 import math
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from typing import Final
 
 import msgspec
@@ -23,6 +22,7 @@ from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.evidence import Evidence, parse
 from tollkeeper.shadow.figures import ArmFigures, arm_figures
 from tollkeeper.shadow.gate import judge
+from tollkeeper.shadow.looks import next_look_at
 from tollkeeper.shadow.model import Decision, Direction, MetricKind, Verdict
 from tollkeeper.shadow.profiles import Characteristics, Profile, profile_of
 from tollkeeper.shadow.statistics import NO_STATISTICS
@@ -324,15 +324,12 @@ def _last(evidence: Evidence, decision: Decision) -> LastLook:
 
 
 def _looks(evidence: Evidence, used: int) -> Looks:
-    planned, units = evidence.definition.looks, evidence.definition.units
-    following = max(used, evidence.looks_due) + 1
-    is_more = planned is not None and following <= planned
     return Looks(
-        units=units,
+        units=evidence.definition.units,
         counted=evidence.counted,
-        planned=planned,
+        planned=evidence.definition.looks,
         used=used,
-        next_due_at=math.ceil(Fraction(following * units, planned or 1)) if is_more else None,
+        next_due_at=next_look_at(evidence.definition, max(used, evidence.looks_due)),
     )
 
 

@@ -149,8 +149,9 @@ class Decider:
         ):
             last = await self._store.last_look(connection, experiment.experiment_no)
             _, inputs = await self._store.inputs(connection, experiment.experiment_no)
-        # The same data show the same: the seed is theirs.
-        seed = int.from_bytes(hashlib.sha256(inputs.encode()).digest()[:8], "big") & MAX_SEED
+        # Always the same draws: who reads again sees what has changed, and not other chance.
+        digest = hashlib.sha256(experiment_id.encode()).digest()
+        seed = int.from_bytes(digest[:8], "big") & MAX_SEED
         return await asyncio.to_thread(analyse, inputs, seed=seed, last_look=last)
 
     async def decisions(

@@ -127,9 +127,7 @@ async def test_a_gate_that_nobody_knows_is_refused(shadow: Shadow) -> None:
     with pytest.raises(DefinitionInvalid, match="looks must be a number"):
         await shadow.service.create("checkout", definition(looks=None), ACME)
 
-    await shadow.service.create(
-        "checkout", definition(looks=None, profile="as-specified@1"), ACME
-    )
+    await shadow.service.create("checkout", definition(looks=None, profile="as-specified@1"), ACME)
 
 
 async def test_units_are_assigned_once_by_their_weights(shadow: Shadow) -> None:
@@ -158,9 +156,7 @@ async def test_new_weights_move_nobody(shadow: Shadow) -> None:
 
     assert 2 == len(changed.epochs)
     assert [each.variant for each in before] == [each.variant for each in after[:500]]
-    assert {("b", 1.0, 2)} == {
-        (each.variant, each.probability, each.epoch) for each in after[500:]
-    }
+    assert {("b", 1.0, 2)} == {(each.variant, each.probability, each.epoch) for each in after[500:]}
 
 
 @pytest.mark.parametrize(
@@ -191,9 +187,7 @@ async def test_a_choice_made_elsewhere_is_assigned_by_its_epoch(shadow: Shadow) 
     results = await shadow.service.assign(
         "checkout", ACME, [AssignUnit(unit_id=unit_id, epoch=1) for unit_id in UNITS[:100]]
     )
-    (unknown,) = await shadow.service.assign(
-        "checkout", ACME, [AssignUnit(unit_id="x", epoch=3)]
-    )
+    (unknown,) = await shadow.service.assign("checkout", ACME, [AssignUnit(unit_id="x", epoch=3)])
 
     assert {"a", "b"} == {assigned(each).variant for each in results}
     assert {(1, 0.5)} == {(assigned(each).epoch, assigned(each).probability) for each in results}

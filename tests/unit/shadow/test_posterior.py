@@ -65,7 +65,10 @@ def test_a_posterior_is_the_law_of_its_family(posterior: Posterior, law: SciPyLa
 def test_draws_follow_the_law(posterior: Posterior, law: SciPyLaw) -> None:
     draws = posterior.draw(np.random.default_rng(0), 20_000)
 
+    one = posterior.draw_one(np.random.default_rng(0))
+
     assert (20_000,) == draws.shape
+    assert draws[0] == one
     assert stats.kstest(draws, law.cdf).pvalue > 1e-3
 
 
