@@ -1,5 +1,6 @@
 """What callers import: HTTP connections to a Tollkeeper service, keys minted and kept."""
 
+from tollkeeper.client.chooser import Choice, Chooser, ChooserLimits
 from tollkeeper.client.credits import CreditsClient
 from tollkeeper.client.errors import (
     AnswerMissing,
@@ -11,15 +12,23 @@ from tollkeeper.client.errors import (
 )
 from tollkeeper.client.keys import KeysClient
 from tollkeeper.client.messages import Operation
+from tollkeeper.client.shadow import ShadowClient
+from tollkeeper.client.shadow_messages import Outcome, Unit
 
 __all__ = [
     "AnswerMissing",
     "CallFailed",
     "CallRefused",
+    "Choice",
+    "Chooser",
+    "ChooserLimits",
     "ClientError",
     "CreditsClient",
     "KeysClient",
     "Operation",
+    "Outcome",
     "ServiceUnreachable",
+    "ShadowClient",
     "TokenLost",
+    "Unit",
 ]
