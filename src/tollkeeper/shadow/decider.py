@@ -22,7 +22,7 @@ from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import EntropySource, TenantId, compose_id, milliseconds_since_epoch
-from tollkeeper.shadow.analysis import AnalysisView, analyse
+from tollkeeper.shadow.analysis import Analysis, analyse
 from tollkeeper.shadow.catalogue import Catalogue
 from tollkeeper.shadow.decision import Decided, decide
 from tollkeeper.shadow.decision_store import (
@@ -129,7 +129,7 @@ class Decider:
             await self._learn(standing.experiment_id)
         return decision
 
-    async def analysis(self, experiment_id: str, tenant_id: TenantId | None) -> AnalysisView:
+    async def analysis(self, experiment_id: str, tenant_id: TenantId | None) -> Analysis:
         """Return what an experiment shows; a look that is due is taken first.
 
         Raises:
@@ -147,13 +147,9 @@ class Decider:
             connection.transaction(isolation="repeatable_read", readonly=True),
         ):
             last = await self._store.last_look(connection, experiment.experiment_no)
-            taken = await self._store.looks_taken(connection, experiment.experiment_no)
             _, inputs = await self._store.inputs(connection, experiment.experiment_no)
-            found = await self._experiments.read(connection, experiment_id)
-        assert found is not None
-        return await asyncio.to_thread(
-            analyse, inputs, experiment=found, last=last, looks_taken=taken
-        )
+        seed = self._with.entropy() & MAX_SEED
+        return await asyncio.to_thread(analyse, inputs, seed=seed, last_look=last)
 
     async def decisions(
         self, experiment_id: str, tenant_id: TenantId | None, *, after: int, limit: int

@@ -23,7 +23,8 @@ from tollkeeper.shadow import counting
 from tollkeeper.shadow.catalogue import Catalogue
 from tollkeeper.shadow.counting import Decided, Loaded, UnitKey
 from tollkeeper.shadow.errors import Draining, OutcomeFailed, QueueFull, ShadowUnavailable
-from tollkeeper.shadow.model import Expose, Exposed, Recorded, Request
+from tollkeeper.shadow.metrics import result_of
+from tollkeeper.shadow.model import Expose, Request
 from tollkeeper.shadow.store import CountingStore
 
 Result = Decided | OutcomeFailed
@@ -138,22 +139,6 @@ class CountingWork:
         return failed
 
 
-KINDS: Final = ("exposure", "outcome")
-"""Every `kind` label of a request; `batch` is the latency of more than one."""
-
-RESULTS: Final = ("ok", "known", "refused", "unavailable", "failed")
-"""Every `result` label: new, there before, against a rule, no retry left, an internal error."""
-
-
 def kind_of(request: Request) -> str:
     """Return the `kind` label of a request."""
-    return "exposure" if type(request) is Expose else "outcome"
-
-
-def result_of(result: Result) -> str:
-    """Return the `result` label of a result."""
-    if type(result) is Recorded or type(result) is Exposed:
-        return "ok" if result.is_new else "known"
-    if type(result) is ShadowUnavailable:
-        return "unavailable"
-    return "failed" if type(result) is OutcomeFailed else "refused"
+    return "assignment" if type(request) is Expose else "outcome"
