@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from tollkeeper.credits import errors, requests
 from tollkeeper.credits.alert_service import AlertService
 from tollkeeper.credits.alert_store import AlertStore
-from tollkeeper.credits.engine import Engine, EngineLimits, Result
+from tollkeeper.credits.engine import Engine, Result
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.model import (
     Kind,
@@ -25,6 +25,7 @@ from tollkeeper.credits.model import (
 from tollkeeper.credits.service import CreditsService
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
+from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.limits import PoolLimits
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.pooler import Pooler

@@ -33,11 +33,12 @@ from benchmarks.measure import (
     median_ratio,
 )
 from tollkeeper.app import quiet_collector
-from tollkeeper.credits.engine import Engine, EngineLimits
+from tollkeeper.credits.engine import Engine
 from tollkeeper.credits.metrics import CreditsMetrics
 from tollkeeper.credits.model import Kind, Posted
 from tollkeeper.credits.store import SESSION_SETTINGS, LedgerStore
 from tollkeeper.database.connect import connector
+from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.clock import SystemClock

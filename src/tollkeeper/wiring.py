@@ -25,7 +25,7 @@ from tollkeeper.credits.checkpoint_store import CheckpointStore
 from tollkeeper.credits.checkpointer import SESSION_SETTINGS as MAKER_SETTINGS
 from tollkeeper.credits.checkpointer import TIMEOUTS as MAKER_TIMEOUTS
 from tollkeeper.credits.checkpointer import Checkpointer
-from tollkeeper.credits.engine import Engine, EngineLimits
+from tollkeeper.credits.engine import Engine
 from tollkeeper.credits.evidence import EvidenceFolder
 from tollkeeper.credits.freezer import Freezer
 from tollkeeper.credits.keyfile import read_signing_key
@@ -48,6 +48,7 @@ from tollkeeper.database import preflight
 from tollkeeper.database.connect import connector
 from tollkeeper.database.database import Database
 from tollkeeper.database.dsn import parse_dsn
+from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.limits import REPORT_HELD_S, PoolLimits
 from tollkeeper.database.metrics import DatabaseCollector
 from tollkeeper.database.pool import Pool
