@@ -89,6 +89,11 @@ class ExperimentStore:
         row = await connection.fetchrow(self._sql["experiment"], experiment_id)
         return None if row is None else experiment_of(row)
 
+    async def by_numbers(self, connection: Connection, numbers: Sequence[int]) -> list[Experiment]:
+        """Return the experiments of these numbers, as far as there are any."""
+        rows = await connection.fetch(self._sql["experiments_by_number"], numbers)
+        return [experiment_of(row) for row in rows]
+
     async def page(
         self,
         connection: Connection,

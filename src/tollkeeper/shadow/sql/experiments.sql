@@ -38,6 +38,30 @@ SELECT
 FROM experiments AS e
 WHERE e.experiment_id = $1
 
+-- experiments_by_number --
+-- Those of these numbers.
+SELECT
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
+    e.started_at, e.ended_at,
+    (
+        SELECT d.variant_no
+        FROM deployments AS d
+        WHERE d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
+    ) AS deployed_no,
+    ARRAY(
+        SELECT p.begun_at
+        FROM epochs AS p
+        WHERE p.experiment_no = e.experiment_no
+        ORDER BY p.epoch
+    ) AS begun_at,
+    (
+        SELECT array_agg(p.weights ORDER BY p.epoch)
+        FROM epochs AS p
+        WHERE p.experiment_no = e.experiment_no
+    ) AS weights
+FROM unnest($1::integer[]) AS wanted (experiment_no)
+INNER JOIN experiments AS e ON e.experiment_no = wanted.experiment_no
+
 -- experiments --
 -- A page of them, oldest first; of a tenant, in a state, or all.
 SELECT
