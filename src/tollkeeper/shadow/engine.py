@@ -1,8 +1,9 @@
 """The counting engine: what a batch of exposures and outcomes becomes.
 
 How callers that wait together form a batch, and what is put back, is the database layer's
-(`group_commit.py`). A batch is one unit of work: it holds its units and shares its experiments,
-loads what is known of them, lets the planner decide, and writes everything in one statement.
+(`group_commit.py`). A batch is one unit of work: it shares its experiments, loads what is known,
+lets the planner decide, and writes everything in one statement, which tells when another process
+was faster with one of the units.
 
 What became of a batch after a lost connection is never guessed: it is decided again, and outcomes
 are known by their ids, exposures by their units.
@@ -25,6 +26,9 @@ from tollkeeper.shadow.counting import Decided, Loaded, UnitKey
 from tollkeeper.shadow.errors import Draining, OutcomeFailed, QueueFull, ShadowUnavailable
 from tollkeeper.shadow.model import Expose, Exposed, Recorded, Request
 from tollkeeper.shadow.store import CountingStore
+
+CONTENDED_FOR_S: Final = 1.0
+"""Units are locked before they are read for this long after another process was faster."""
 
 Result = Decided | OutcomeFailed
 
@@ -55,12 +59,12 @@ class Engine(GroupCommit[Request, Result]):
         metrics: CountingMetrics,
         limits: EngineLimits,
     ) -> None:
-        work = CountingWork(store, catalogue, metrics=metrics)
+        work = CountingWork(store, catalogue, clock=clock, metrics=metrics)
         super().__init__(pool, work, clock=clock, jitter=jitter, metrics=metrics, limits=limits)
 
 
 class _OvertakenError(Exception):
-    """Another process was faster with a unit that had no row to hold."""
+    """Another process was faster with a unit of the batch."""
 
     def __init__(self, results: Sequence[Result]) -> None:
         super().__init__()
@@ -74,11 +78,18 @@ class CountingWork:
     lost_reason: Final = "another process kept being faster with the unit"
 
     def __init__(
-        self, store: CountingStore, catalogue: Catalogue, *, metrics: CountingMetrics
+        self,
+        store: CountingStore,
+        catalogue: Catalogue,
+        *,
+        clock: Clock,
+        metrics: CountingMetrics,
     ) -> None:
         self._store = store
         self._catalogue = catalogue
+        self._clock = clock
         self._metrics = metrics
+        self._locks_until_s = 0.0
         self.log = _log
         self.key_of = attrgetter("experiment_no", "unit_id")
         self.kind_of = kind_of
@@ -86,26 +97,30 @@ class CountingWork:
     async def decide(
         self, connection: Connection, requests: Sequence[Request], *, is_retry: bool
     ) -> tuple[Sequence[Result], frozenset[UnitKey]]:
-        """Hold, load, plan and write; all of it is lost when another process was faster.
+        """Load, plan and write; all of it is lost, and undone, when another process was faster.
 
-        Then everything is undone, and the next time there are rows to hold.
+        Whoever was overtaken locks the units first, and so does everybody here for a while: two
+        processes that are sent the outcomes of the same units would overtake each other for ever.
         """
-        del is_retry  # it holds what it decides on in any case
+        now_s = self._clock.monotonic_s()
+        must_lock = is_retry or now_s < self._locks_until_s
         try:
             async with connection.transaction():
+                if must_lock:
+                    await self._store.lock(connection, requests)
                 return await self._count(connection, requests), _NOTHING_LOST
         except _OvertakenError as overtaken:
+            self._locks_until_s = now_s + CONTENDED_FOR_S
             return overtaken.results, frozenset(map(self.key_of, requests))
 
     async def _count(self, connection: Connection, requests: Sequence[Request]) -> Sequence[Result]:
-        units = await self._store.hold(connection, requests)
-        facts = await self._store.load(connection, requests, units)
+        facts = await self._store.load(connection, requests)
         loaded = Loaded(
             now=facts.now, rules=await self._catalogue.rules(connection, facts.versions),
-            units=units, outcomes=facts.outcomes, waiting=facts.waiting, values=facts.values,
+            units=facts.units, outcomes=facts.outcomes, waiting=facts.waiting, values=facts.values,
         )  # fmt: skip
         plan = counting.plan(loaded, requests)
-        if not (plan.is_empty or await self._store.write(connection, plan, units)):
+        if not (plan.is_empty or await self._store.write(connection, plan, facts)):
             raise _OvertakenError(plan.results)
         return plan.results
 

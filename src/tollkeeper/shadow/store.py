@@ -1,14 +1,15 @@
 """Rows of units, outcomes and their sums: runs `counting.sql`, rows to values and back.
 
-Decides nothing. A batch is one unit of work: `hold`, `load`, `write`. The locks of `hold` keep
-everybody else from the batch's units, and deciders from its experiments, until the commit; so what
-is loaded stays true until the plan is written. Units that have no row yet cannot be held: `write`
-tells when another process was faster with one of them.
+Decides nothing. A batch is one unit of work: `load`, `write`. Its experiments are shared from the
+first on, so nobody decides about them, or changes them, before the commit. Units are not locked,
+but for those that have no exposure yet: `write` tells when another process was faster with an
+outcome or a value, and whoever was overtaken may `lock` first.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from operator import itemgetter
 from typing import Final
 
 from tollkeeper.database.driver import Connection, Row
@@ -35,16 +36,19 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 }
 """What a connection of the pool that counts is opened with."""
 
-_CLOCK, _VERSION, _OUTCOME, _WAITING, _VALUE = range(5)
+_CLOCK, _VERSION, _EXPOSED, _LOCKED, _OUTCOME, _VALUE = range(6)
+_NOT_LOCKED: Final = object()
+_key: Final = itemgetter(0)
 _STATUSES: Final = tuple(OutcomeStatus)
 
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """What a batch's units are, as `counting.Loaded` wants it; versions of its experiments."""
+    """What is known of a batch, as `counting.Loaded` wants it; versions of its experiments."""
 
     now: datetime
     versions: dict[int, int] = field(default_factory=dict)
+    units: dict[UnitKey, Exposure | None] = field(default_factory=dict)
     outcomes: dict[OutcomeKey, Kept] = field(default_factory=dict)
     waiting: dict[UnitKey, dict[str, Kept]] = field(default_factory=dict)
     values: dict[ValueKey, tuple[int, int, int]] = field(default_factory=dict)
@@ -56,59 +60,53 @@ class CountingStore:
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.shadow")
 
-    async def hold(
-        self, connection: Connection, requests: Sequence[Request]
-    ) -> dict[UnitKey, Exposure | None]:
-        """Lock a batch's units that have a row, share its experiments; return those units.
+    async def lock(self, connection: Connection, requests: Sequence[Request]) -> None:
+        """Lock a batch's units in sorted order, inside the caller's unit of work."""
+        units = sorted({(each.experiment_no, each.unit_id) for each in requests})
+        await connection.fetch(self._sql["lock_units"], units)
 
-        Inside the caller's unit of work. A unit without an exposure is None.
+    async def load(self, connection: Connection, requests: Sequence[Request]) -> Facts:
+        """Share a batch's experiments and read what is known of it, inside its unit of work.
+
+        Takes a second statement when units get their exposure that are known already.
         """
-        places = sorted({(each.experiment_no, each.unit_id) for each in requests})
-        numbers = sorted({number for number, _ in places})
-        rows = await connection.fetch(self._sql["hold_units"], places, numbers)
-        return {
-            (row["experiment_no"], row["unit_id"]): _exposure(row)
-            for row in rows
-            if row["experiment_no"] is not None
-        }
-
-    async def load(
-        self,
-        connection: Connection,
-        requests: Sequence[Request],
-        units: Mapping[UnitKey, Exposure | None],
-    ) -> Facts:
-        """Read what is known of a batch whose `units` are held."""
+        units: dict[UnitKey, None] = {}
+        exposed: dict[UnitKey, None] = {}
         outcomes: dict[OutcomeKey, None] = {}
-        awaited: dict[UnitKey, None] = {}
         values: dict[ValueKey, None] = {}
         for each in requests:
-            unit = (each.experiment_no, each.unit_id)
-            if unit not in units:
-                continue
-            if isinstance(each, Record):
-                outcomes[(*unit, each.outcome_id)] = None
-                if units[unit] is not None:
-                    values[(*unit, each.metric_no)] = None
-            elif units[unit] is None:
-                awaited[unit] = None
-        numbers = sorted({each.experiment_no for each in requests})
+            number, unit_id = each.experiment_no, each.unit_id
+            units[number, unit_id] = None
+            if type(each) is Record:
+                outcomes[number, unit_id, each.outcome_id] = None
+                values[number, unit_id, each.metric_no] = None
+            else:
+                exposed[number, unit_id] = None
         rows = await connection.fetch(
-            self._sql["counted"], numbers, list(outcomes), list(awaited), list(values)
+            self._sql["known"],
+            sorted({number for number, _ in units}),
+            sorted(units),
+            list(outcomes),
+            list(values),
         )
-        return _facts(rows)
+        facts = _facts(rows)
+        awaited = [unit for unit in exposed if facts.units.get(unit, _NOT_LOCKED) is None]
+        for row in await connection.fetch(self._sql["waiting"], awaited) if awaited else ():
+            number, unit_id, outcome_id, *kept = row
+            facts.waiting.setdefault((number, unit_id), {})[outcome_id] = _kept(*kept)
+        return facts
 
-    async def write(
-        self, connection: Connection, plan: Plan, units: Mapping[UnitKey, Exposure | None]
-    ) -> bool:
-        """Write a plan for held `units`; false when it must not stay: another was faster."""
+    async def write(self, connection: Connection, plan: Plan, facts: Facts) -> bool:
+        """Write a plan; false when it must not stay: another process was faster."""
         made: list[tuple[object, ...]] = [
             (*unit, None, None, None, None, None) for unit in plan.awaited
         ]
         exposed: list[tuple[object, ...]] = []
         for unit, (exposure, attributes) in plan.exposures.items():
-            (exposed if unit in units else made).append(_written(unit, exposure, attributes))
+            (exposed if unit in facts.units else made).append(_written(unit, exposure, attributes))
         made.sort(key=_place)
+        exposed.sort(key=_place)
+        first, moved = _split(plan, facts)
         written: int = await connection.fetchval(
             self._sql["count_outcomes"],
             plan.now,
@@ -116,54 +114,60 @@ class CountingStore:
             exposed,
             [
                 (*key, kept.metric_no, kept.value_micro, kept.occurred_at, kept.status)
-                for key, kept in plan.outcomes.items()
+                for key, kept in sorted(plan.outcomes.items(), key=_key)
             ],
-            [(*key, status) for key, status in plan.settled.items()],
+            [(*key, status) for key, status in sorted(plan.settled.items())],
+            first,
+            moved,
+            [(*key, units) for key, units in sorted(plan.arm_exposures.items())],
             [
-                (*key, outcomes, str(total), str(value))
-                for key, (outcomes, total, value) in plan.values.items()
-            ],
-            [(*key, units_) for key, units_ in sorted(plan.arm_exposures.items())],
-            [
-                (*key, units_, str(total), str(squares))
-                for key, (units_, total, squares) in sorted(plan.arm_statistics.items())
+                (*key, units, str(total), str(squares))
+                for key, (units, total, squares) in sorted(plan.arm_statistics.items())
             ],
         )
-        return written == len(made) + len(exposed) + len(plan.outcomes) + len(plan.settled)
+        return written == len(made) + len(exposed) + len(plan.outcomes) + len(plan.settled) + len(
+            plan.values
+        )
 
 
 def _facts(rows: Sequence[Row]) -> Facts:
     facts = Facts(now=rows[0]["moment"])
-    for row in rows[1:]:
-        kind, number = row["kind"], row["experiment_no"]
-        if kind == _VERSION:
-            facts.versions[number] = row["number"]
-        elif kind == _OUTCOME:
-            facts.outcomes[number, row["unit_id"], row["outcome_id"]] = _kept(row)
-        elif kind == _WAITING:
-            waiting = facts.waiting.setdefault((number, row["unit_id"]), {})
-            waiting[row["outcome_id"]] = _kept(row)
-        else:
-            facts.values[number, row["unit_id"], row["metric_no"]] = (
-                row["number"], int(row["total"]), int(row["value"]),
-            )  # fmt: skip
+    for kind, experiment_no, unit_id, outcome_id, place, count, number, moment, *more in rows:
+        if kind == _OUTCOME:
+            facts.outcomes[experiment_no, unit_id, outcome_id] = Kept(
+                metric_no=place, value_micro=number, occurred_at=moment, status=_STATUSES[count]
+            )
+        elif kind == _VALUE:
+            facts.values[experiment_no, unit_id, place] = (count, int(more[1]), int(more[2]))
+        elif kind == _EXPOSED:
+            facts.units[experiment_no, unit_id] = Exposure(
+                variant_no=place, epoch=count, probability=more[0], exposed_at=moment
+            )
+        elif kind == _LOCKED:
+            facts.units[experiment_no, unit_id] = None
+        elif kind == _VERSION and number is not None:
+            facts.versions[experiment_no] = number
     return facts
 
 
-def _kept(row: Row) -> Kept:
+def _kept(metric_no: int, status: int, value_micro: int, occurred_at: datetime) -> Kept:
     return Kept(
-        metric_no=row["metric_no"], value_micro=row["number"], occurred_at=row["moment"],
-        status=_STATUSES[row["status"]],
+        metric_no=metric_no, value_micro=value_micro, occurred_at=occurred_at,
+        status=_STATUSES[status],
     )  # fmt: skip
 
 
-def _exposure(row: Row) -> Exposure | None:
-    if row["variant_no"] is None:
-        return None
-    return Exposure(
-        variant_no=row["variant_no"], epoch=row["epoch"], probability=row["probability"],
-        exposed_at=row["exposed_at"],
-    )  # fmt: skip
+def _split(plan: Plan, facts: Facts) -> tuple[list[tuple[object, ...]], list[tuple[object, ...]]]:
+    """Return rows of first values of units, and of values that moved."""
+    first: list[tuple[object, ...]] = []
+    moved: list[tuple[object, ...]] = []
+    for key, (outcomes, total, value) in sorted(plan.values.items(), key=_key):
+        before = facts.values.get(key)
+        if before is None:
+            first.append((*key, 0, outcomes, str(total), str(value)))
+        else:
+            moved.append((*key, before[0], outcomes, str(total), str(value)))
+    return first, moved
 
 
 def _written(unit: UnitKey, exposure: Exposure, attributes: bytes | None) -> tuple[object, ...]:

@@ -20,11 +20,11 @@ from tests.counting import (
 from tests.experiments import create, definition
 
 from tollkeeper.database.driver import Connection
-from tollkeeper.shadow.counting import Exposure, Plan, UnitKey
+from tollkeeper.shadow.counting import Plan
 from tollkeeper.shadow.engine import Result
 from tollkeeper.shadow.errors import ExperimentNotFound, OutcomeFailed
 from tollkeeper.shadow.model import Exposed, Request
-from tollkeeper.shadow.store import CountingStore
+from tollkeeper.shadow.store import CountingStore, Facts
 
 MOVE = "SELECT move_experiment($1, version, $2) FROM experiments WHERE experiment_no = $1"
 OUTCOME_STATUSES = (
@@ -260,13 +260,11 @@ class MeetingStore(CountingStore):
         self._meeting = meeting
         self._has_met = False
 
-    async def write(
-        self, connection: Connection, plan: Plan, units: Mapping[UnitKey, Exposure | None]
-    ) -> bool:
+    async def write(self, connection: Connection, plan: Plan, facts: Facts) -> bool:
         if not self._has_met:
             self._has_met = True
             await self._meeting.wait()
-        return await super().write(connection, plan, units)
+        return await super().write(connection, plan, facts)
 
 
 def _exposures(experiment_no: int, variant_no: int) -> Sequence[Request]:

@@ -1,5 +1,5 @@
 -- up
--- Rows as a batch sends them: arrays of these, and not one array for each column.
+-- What a batch of outcomes is sent as (arrays of these, and not one array for each column), and what it begins with.
 
 SET LOCAL lock_timeout = '2s';
 SET LOCAL statement_timeout = '60s';
@@ -17,7 +17,8 @@ CREATE TYPE written_outcome AS (
 );
 CREATE TYPE settled_outcome AS (experiment_no integer, unit_id text, outcome_id text, status smallint);
 CREATE TYPE written_value AS (
-    experiment_no integer, unit_id text, metric_no smallint, outcomes integer, total text, value text
+    experiment_no integer, unit_id text, metric_no smallint, expected integer, outcomes integer,
+    total text, value text
 );
 CREATE TYPE added_exposures AS (
     experiment_no integer, epoch integer, variant_no smallint, bucket bigint, units bigint
@@ -27,10 +28,21 @@ CREATE TYPE added_statistics AS (
     total text, squares text
 );
 
+-- Shares an experiment until the commit, and returns its version after that: whoever changes it has it alone.
+-- VOLATILE on purpose: its statements see what was committed while it waited.
+CREATE FUNCTION shared_version(which integer) RETURNS bigint
+LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    PERFORM share_experiment(which);
+    RETURN (SELECT e.version FROM experiments AS e WHERE e.experiment_no = which);
+END
+$$;
+
 -- verify
 SELECT to_regtype('added_statistics') IS NOT NULL;
 
 -- down
+DROP FUNCTION shared_version(integer);
 DROP TYPE added_statistics;
 DROP TYPE added_exposures;
 DROP TYPE written_value;
