@@ -324,5 +324,3 @@ def test_published_rates_keep_what_the_default_profile_promises() -> None:
     assert AS_SPECIFIED.false_deploy.deploy_rate > 0.15
     assert AS_SPECIFIED.warning
     assert timedelta(hours=24) == DEFAULT.lifetime
-
-
