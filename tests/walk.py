@@ -187,6 +187,7 @@ def lists_of(body: object) -> list[tuple[str, list[dict[str, object]]]]:
 async def read_rows(dsns: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
     """Read all tables, so that a new one is looked at too; when keys were used is no secret."""
     rows: list[str] = []
+    named_there = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in names))
     for dsn in dsns:
         connection = await asyncpg.connect(dsn)
         try:
@@ -197,11 +198,7 @@ async def read_rows(dsns: tuple[str, ...], names: tuple[str, ...]) -> list[str]:
             )
             for (table,) in tables:
                 texts = await connection.fetch(f"SELECT t::text FROM {table} AS t ORDER BY 1")
-                rows += [
-                    f"{table} {text}"
-                    for (text,) in texts
-                    if any(re.search(rf"\b{re.escape(name)}\b", text) for name in names)
-                ]
+                rows += [f"{table} {text}" for (text,) in texts if named_there.search(text)]
         finally:
             await connection.close()
     return rows

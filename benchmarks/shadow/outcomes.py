@@ -18,12 +18,12 @@ import uvloop
 from benchmarks.bench import Bench
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Sample, Step, closed_loop, median_rate
-from tollkeeper.serving import quiet_collector
 from tollkeeper.database.connect import connector
 from tollkeeper.database.group_commit import EngineLimits
 from tollkeeper.database.pool import Pool
 from tollkeeper.database.queries import load_queries
 from tollkeeper.kernel.clock import SystemClock
+from tollkeeper.serving import quiet_collector
 from tollkeeper.shadow.catalogue import Catalogue
 from tollkeeper.shadow.counting import shard_of
 from tollkeeper.shadow.engine import Engine

@@ -16,6 +16,10 @@ from tollkeeper.credits.usage_api import UsageApi
 from tollkeeper.experiments import ShadowRuntime, shadow_runtime
 from tollkeeper.frame import Busiest, Offer
 from tollkeeper.serving import Service, serve
+from tollkeeper.shadow.api import ExperimentsApi
+from tollkeeper.shadow.decision_api import DecisionsApi
+from tollkeeper.shadow.outcome_api import OutcomeApi
+from tollkeeper.shadow.route_facts import PROBLEMS as EXPERIMENT_PROBLEMS
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
 
@@ -33,10 +37,15 @@ CREDITS_TAGS = {
 }
 """The groups of its reference page, in their order."""
 
-SHADOW_TAGS: dict[str, str] = {}
+SHADOW_TAGS = {
+    "experiments": "What is compared, and how far it is. An experiment belongs to one tenant.",
+    "units": "Who gets which variant, and what came of it.",
+    "decisions": "What is known, and what the gate said of it.",
+    "deployments": "Variants that everybody gets. Each stands on a decision.",
+}
 """The groups of its reference page, in their order."""
 
-SHADOW_PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS}
+SHADOW_PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **EXPERIMENT_PROBLEMS}
 """Every problem the shadow service can answer."""
 
 
@@ -66,16 +75,24 @@ def offer_credits(runtime: CreditsRuntime) -> Offer:
     )  # fmt: skip
 
 
-def offer_shadow(_runtime: ShadowRuntime) -> Offer:
+def offer_shadow(runtime: ShadowRuntime) -> Offer:
     """Return what the shadow service has of its own."""
+    experiments = ExperimentsApi(runtime.experiments, problems=SHADOW_PROBLEMS)
+    outcomes = OutcomeApi(runtime.experiments, clock=runtime.clock, problems=SHADOW_PROBLEMS)
+    decisions = DecisionsApi(runtime.experiments, runtime.decider, problems=SHADOW_PROBLEMS)
     return Offer(
         title="Tollkeeper shadow",
         description="Experiments that decide rightly, and a gate that no deployment walks around. "
         "Bodies are JSON; lists page by cursor.",
         tags=SHADOW_TAGS,
         problems=SHADOW_PROBLEMS,
-        routes=(),
-        busiest=Busiest(prefix="/v1/experiments/", parameter="experiment_id", endings={}),
+        routes=(*experiments.routes(), *outcomes.routes(), *decisions.routes()),
+        busiest=Busiest(
+            prefix="/v1/experiments/",
+            parameter="experiment_id",
+            endings=outcomes.endings(),
+            paths=outcomes.paths(),
+        ),
     )
 
 

@@ -3,11 +3,14 @@
 Which pools a service has, and what runs on them, is not known here.
 """
 
+import asyncio
 import random  # noqa: TID251  # a part of the composition root, where randomness comes from
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
+import structlog
 from prometheus_client import CollectorRegistry
 
 from tollkeeper.access.metrics import AccessCollector
@@ -36,6 +39,29 @@ ACCESS_TIMEOUTS = Timeouts(statement_s=5, lock_s=2, idle_in_transaction_s=10)
 
 SPARE_CONNECTIONS = 10
 """Of a server, left for the worker, migrations, psql and whoever looks after it."""
+
+
+LAST_DECISIONS_S = 2.0
+"""What was accepted is decided so long after the last caller has its answer or is gone."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Deciding(Protocol):
+    """An engine: what waits in it, and how it comes to its end."""
+
+    @property
+    def waiting(self) -> int:
+        """How many items were accepted and are not decided."""
+        ...
+
+    async def drain(self) -> None:
+        """Accept nothing new, and decide what was accepted."""
+        ...
+
+    async def close(self) -> None:
+        """Stop at once."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,3 +158,16 @@ def dsn_of(settings: Settings, database: str) -> str:
             problem=f"Set {variable_of(f'{database}_dsn')}, or run `tollkeeper up`."
         )
     return dsn
+
+
+async def last_decisions(engine: Deciding, name: str) -> None:
+    """Decide what was accepted, and stop; a database that does not answer cannot keep us.
+
+    What stays undecided was not acknowledged, and a repeat of it is safe.
+    """
+    try:
+        async with asyncio.timeout(LAST_DECISIONS_S):
+            await engine.drain()
+    except TimeoutError:
+        _log.warning(f"{name}.left_undecided", operations=engine.waiting)
+    await engine.close()

@@ -1,6 +1,5 @@
 """The only composition root: from settings to pools, clock, randomness and services."""
 
-import asyncio
 import random  # noqa: TID251  # the composition root is where randomness comes from
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from tollkeeper.connections import (
     ACCESS_TIMEOUTS,
     SPARE_CONNECTIONS,
     keys_pool,
+    last_decisions,
     open_database,
     opened_entrance,
     pool_limits,
@@ -72,9 +72,6 @@ _log = structlog.get_logger(__name__)
 
 CREDITS_ROLE = "tollkeeper_credits"
 """What the ledger's service acts as: it may append transactions, never change them."""
-
-LAST_DECISIONS_S = 2.0
-"""What was accepted is decided so long after the last caller has its answer or is gone."""
 
 BESIDE_LEDGER = 5
 """Connections of a service beside lanes and reads: setting alerts, checking keys, making them, two
@@ -151,7 +148,7 @@ async def ledger_service(
     try:
         yield CreditsService(engine, pool, store)
     finally:
-        await _close(engine)
+        await last_decisions(engine, "credits")
 
 
 @asynccontextmanager
@@ -302,7 +299,7 @@ async def credits_runtime(settings: Settings) -> AsyncIterator[CreditsRuntime]:
                 databases=(ledger, keys),
             )
         finally:
-            await _close(engine)
+            await last_decisions(engine, "credits")
 
 
 def _plan(settings: Settings) -> TuningPlan:
@@ -339,19 +336,6 @@ def _ledger_pool(
         command_timeout_s=TIMEOUTS.command_s if access is Access.READ else None,
         limits=pool_limits(settings, cut_held_s=None if access is Access.READ else BATCH_LIMIT_S),
     )
-
-
-async def _close(engine: Engine) -> None:
-    """Decide what was accepted, and stop; a database that does not answer cannot keep us.
-
-    What stays undecided was not acknowledged: the caller's idempotency key makes a repeat safe.
-    """
-    try:
-        async with asyncio.timeout(LAST_DECISIONS_S):
-            await engine.drain()
-    except TimeoutError:
-        _log.warning("credits.left_undecided", operations=engine.waiting)
-    await engine.close()
 
 
 async def ensure_development_key(access_dsn: str, path: Path) -> str:

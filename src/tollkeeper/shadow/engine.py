@@ -100,14 +100,16 @@ class CountingWork:
     ) -> tuple[Sequence[Result], frozenset[UnitKey]]:
         """Load, plan and write; all of it is lost, and undone, when another process was faster.
 
-        Whoever was overtaken locks the units first, and so does everybody here for a while: two
-        processes that are sent the outcomes of the same units would overtake each other for ever.
+        What was overtaken has its experiments alone the next time: that cannot happen twice. For a
+        while all batches lock their units first, so that two processes that are sent outcomes of
+        the same units wait for each other instead.
         """
         now_s = self._clock.monotonic_s()
-        must_lock = is_retry or now_s < self._locks_until_s
         try:
             async with connection.transaction():
-                if must_lock:
+                if is_retry:
+                    await self._store.own(connection, requests)
+                elif now_s < self._locks_until_s:
                     await self._store.lock(connection, requests)
                 return await self._count(connection, requests), _NOTHING_LOST
         except _OvertakenError as overtaken:

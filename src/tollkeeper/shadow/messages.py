@@ -32,11 +32,12 @@ from tollkeeper.shadow.model import (
     PerUnit,
     Variant,
 )
+from tollkeeper.shadow.profiles import PROFILES
 from tollkeeper.shadow.requests import ID_PATTERN, ID_RULE, Change
 from tollkeeper.telemetry.cards import mask_cards
 
-PLANLESS_PROFILES = ("as-specified@1",)
-"""Profiles that plan no looks."""
+LOOKS_DEFAULT = 50
+"""Planned looks, where the profile plans any."""
 
 _Value = TypeVar("_Value")
 
@@ -262,7 +263,9 @@ def definition_of(body: ExperimentBody) -> Definition:
     """
     looks = body.looks
     if looks is UNSET:
-        looks = None if body.profile in PLANLESS_PROFILES else min(50, body.units)
+        profile = PROFILES.get(body.profile)
+        is_planned = profile is None or profile.plans_looks
+        looks = min(LOOKS_DEFAULT, body.units) if is_planned else None
     variants = _variants_of(body.variants)
     return Definition(
         variants=variants,

@@ -42,11 +42,14 @@ DEFAULT_PRIORS: Final[Mapping[MetricKind, Prior]] = {
 LEAST_SHAPE: Final = 0.1
 """Least parameter of a Beta or Gamma: below, all mass is where no double is."""
 
+LEAST_RATE: Final = 1e-12
+"""Least rate of a Gamma: a count of 10**12 is the largest value there is."""
+
 LEAST_FREEDOM: Final = 3.0
 """Least degrees of freedom of a Student posterior: mean and variance exist above 2."""
 
-LEAST_RELATIVE_SCALE: Final = 1e-13
-"""Below this share of its mean, the scale of a continuous metric is lost in a double's digits."""
+LEAST_RELATIVE_SCALE: Final = 1e-9
+"""Below this share of its mean, the scale of a posterior is lost in a double's digits."""
 
 
 class Posterior(Protocol):
@@ -186,7 +189,7 @@ class GammaPosterior:
     """Of a count per unit: Gamma(shape, rate).
 
     Raises:
-        NotEnoughData: The shape is below `LEAST_SHAPE`, or the rate is not above 0.
+        NotEnoughData: The shape is below `LEAST_SHAPE`, or the rate below `LEAST_RATE`.
     """
 
     shape: float
@@ -194,8 +197,10 @@ class GammaPosterior:
 
     def __post_init__(self) -> None:
         _check_parameters(shape=self.shape)
-        if not (isfinite(self.rate) and self.rate > 0):
-            raise NotEnoughData(reason="a Gamma posterior needs a rate above 0; count a unit first")
+        if not (isfinite(self.rate) and self.rate >= LEAST_RATE):
+            raise NotEnoughData(
+                reason=f"a posterior needs a rate of {LEAST_RATE} or more; count a unit first"
+            )
 
     @classmethod
     def from_moments(cls, prior: Prior, moments: Moments) -> "GammaPosterior":
@@ -294,8 +299,8 @@ class NormalPosterior:
             )
         if self.beta <= 0 or self.scale <= LEAST_RELATIVE_SCALE * abs(self.mean):
             raise NotEnoughData(
-                reason="all units of a variant have the same value, so nothing is known of the "
-                "spread; wait for others, or give the metric a prior"
+                reason="all units of a variant have the same value, or nearly: nothing is known of "
+                "the spread; wait for others, or give the metric a prior"
             )
 
     @classmethod

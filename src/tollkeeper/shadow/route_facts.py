@@ -1,7 +1,7 @@
 """What the routes of the shadow service say of themselves, and which error is which problem."""
 
 from litestar.openapi.spec import Parameter, Schema
-from litestar.openapi.spec.enums import OpenAPIType
+from litestar.openapi.spec.enums import OpenAPIFormat, OpenAPIType
 
 from tollkeeper.shadow import errors
 from tollkeeper.shadow.requests import ID_PATTERN, ID_RULE
@@ -54,12 +54,15 @@ PROBLEMS: ProblemTable = {
         409, URN + "not-enough-data", "Too little is known for a posterior"
     ),
     errors.ProfileUnknown: ProblemKind(400, URN + "profile-unknown", "No such profile of the gate"),
-    errors.QueueFull: ProblemKind(503, URN + "overloaded", "Too many requests wait"),
+    errors.QueueFull: ProblemKind(503, URN + "overloaded", "Too many operations wait"),
     errors.Draining: ProblemKind(503, URN + "draining", "The service is shutting down"),
     errors.ShadowUnavailable: ProblemKind(
         503, URN + "shadow-unavailable", "Experiments cannot be reached now"
     ),
 }
+
+NUMBER_LIMIT = 2**31 - 1
+"""No experiment has a greater number, and no decision a greater sequence."""
 
 EXAMPLE_ID = "01978a3c-5f00-7abc-8def-0123456789ab"
 """Stands in the document where an id of one's own belongs."""
@@ -77,7 +80,7 @@ DEPLOYMENT_ID = Parameter(
     param_in="path",
     required=True,
     description="UUID, as the service gave it",
-    schema=Schema(type=OpenAPIType.STRING, format="uuid"),
+    schema=Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.UUID),
     example=EXAMPLE_ID,
 )
 OF_EXPERIMENT = tuple(

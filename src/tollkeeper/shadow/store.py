@@ -3,7 +3,7 @@
 Decides nothing. A batch is one unit of work: `load`, `write`. Its experiments are shared from the
 first on, so nobody decides about them, or changes them, before the commit. Units are not locked,
 but for those that have no exposure yet: `write` tells when another process was faster with an
-outcome or a value, and whoever was overtaken may `lock` first.
+outcome or a value. Who `lock`s first is overtaken by nobody who does so too, who `own`s by nobody.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ SESSION_SETTINGS: Final[Mapping[str, str]] = {
 }
 """What a connection of the pool that counts is opened with."""
 
-_CLOCK, _VERSION, _EXPOSED, _LOCKED, _OUTCOME, _VALUE = range(6)
+_VERSION, _EXPOSED, _LOCKED, _OUTCOME, _VALUE, _CLOCK = range(6)
 _NOT_LOCKED: Final = object()
 _key: Final = itemgetter(0)
 _STATUSES: Final = tuple(OutcomeStatus)
@@ -60,8 +60,13 @@ class CountingStore:
     def __init__(self) -> None:
         self._sql = load_queries("tollkeeper.shadow")
 
+    async def own(self, connection: Connection, requests: Sequence[Request]) -> None:
+        """Keep everybody else from counting in a batch's experiments until the commit."""
+        await connection.fetch(self._sql["own_experiments"], _experiments(requests))
+
     async def lock(self, connection: Connection, requests: Sequence[Request]) -> None:
-        """Lock a batch's units in sorted order, inside the caller's unit of work."""
+        """Share a batch's experiments and lock its units until the commit; two statements."""
+        await connection.fetch(self._sql["share_experiments"], _experiments(requests))
         units = sorted({(each.experiment_no, each.unit_id) for each in requests})
         await connection.fetch(self._sql["lock_units"], units)
 
@@ -84,7 +89,7 @@ class CountingStore:
                 exposed[number, unit_id] = None
         rows = await connection.fetch(
             self._sql["known"],
-            sorted({number for number, _ in units}),
+            _experiments(requests),
             sorted(units),
             list(outcomes),
             list(values),
@@ -130,8 +135,12 @@ class CountingStore:
         )
 
 
+def _experiments(requests: Sequence[Request]) -> list[int]:
+    return sorted({each.experiment_no for each in requests})
+
+
 def _facts(rows: Sequence[Row]) -> Facts:
-    facts = Facts(now=rows[0]["moment"])
+    facts = Facts(now=rows[-1]["moment"])
     for kind, experiment_no, unit_id, outcome_id, place, count, number, moment, *more in rows:
         if kind == _OUTCOME:
             facts.outcomes[experiment_no, unit_id, outcome_id] = Kept(

@@ -32,13 +32,13 @@ LIMIT = Parameter(
 )
 
 
-def page_start(query: Mapping[str, str]) -> int:
-    """Return the number behind which the page begins.
+def page_start(query: Mapping[str, str], *, most: int = LARGEST) -> int:
+    """Return the number behind which the page begins; no item has one above `most`.
 
     Raises:
         RequestInvalid: it is not a number.
     """
-    return _whole_number("after", query.get("after", "0"), 0, LARGEST)
+    return min(most, _whole_number("after", query.get("after", "0"), 0, LARGEST))
 
 
 def page_limit(query: Mapping[str, str]) -> int:

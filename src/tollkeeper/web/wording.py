@@ -81,8 +81,10 @@ def parts_of(schema: Schema) -> tuple[TypePart, ...]:
             found += [TypePart(text=" or ")] if index else []
             found += parts_of(choice)
         return tuple(found)
-    if schema.items is not None:
-        return (TypePart(text="array of "), *parts_of(schema.items))
+    # Of an array of fixed length each place is said; in ours all places are alike.
+    inner = schema.prefix_items[0] if schema.prefix_items else schema.items
+    if isinstance(inner, Schema):
+        return (TypePart(text="array of "), *parts_of(inner))
     name = schema.type or ("string" if schema.enum or schema.const else "any value")
     return (TypePart(text=f"{name} ({schema.format})" if schema.format else name),)
 

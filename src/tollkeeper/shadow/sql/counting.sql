@@ -1,5 +1,13 @@
+-- own_experiments --
+-- Keeps everybody else from counting in experiments ($1, sorted) until the commit: whoever has this is not overtaken.
+SELECT own_experiment(wanted.experiment_no) FROM unnest($1::integer[]) AS wanted (experiment_no);
+
+-- share_experiments --
+-- Keeps others from deciding about experiments ($1, sorted), or changing them, until the commit.
+SELECT share_experiment(wanted.experiment_no) FROM unnest($1::integer[]) AS wanted (experiment_no);
+
 -- lock_units --
--- Takes the row locks of a batch's units in sorted order: whoever holds them is not overtaken.
+-- Takes the row locks of units ($1, sorted), after the experiments are shared.
 SELECT 1
 FROM unnest($1::unit_place[]) AS wanted
 JOIN units AS u ON u.experiment_no = wanted.experiment_no AND u.unit_id = wanted.unit_id
@@ -7,11 +15,11 @@ ORDER BY u.experiment_no, u.unit_id
 FOR NO KEY UPDATE OF u;
 
 -- known --
--- What is known of a batch: the database's clock (kind 0), the experiments' versions (1), units that are exposed (2),
--- units that are not yet, which get locked (3), outcomes by their ids (4), values of units (5).
--- Experiments are shared until the commit, and their versions read after that: nobody decides, nobody changes one.
--- An exposure never changes, outcomes and values are compared when they are written; what waits for an exposure is
--- read when its unit is locked.
+-- What is known of a batch: the experiments' versions (kind 0), units that are exposed (1), units that are not yet,
+-- which get locked (2), outcomes by their ids (3), values of units (4), the database's clock (5).
+-- Experiments are shared first, until the commit, and their versions read after that: nobody decides about them, or
+-- changes them. An exposure never changes; outcomes and values are compared when they are written; what waits for an
+-- exposure is read when its unit is locked. The clock is read when there is nothing more to wait for.
 -- $1 experiments, sorted; $2 units, sorted; $3 outcomes; $4 values.
 WITH found AS MATERIALIZED (
     SELECT u.experiment_no, u.unit_id, u.epoch, u.variant_no, u.exposed_at, u.probability
@@ -27,35 +35,33 @@ held AS (
     FOR NO KEY UPDATE OF u
 )
 SELECT
-    0::smallint AS kind, NULL::integer AS experiment_no, NULL::text AS unit_id, NULL::text AS outcome_id,
-    NULL::smallint AS place, NULL::integer AS count, NULL::bigint AS number, clock_timestamp() AS moment,
-    NULL::double precision AS probability, NULL::text AS total, NULL::text AS value
-UNION ALL
-SELECT 3::smallint, experiment_no, unit_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
-FROM held
-UNION ALL
-SELECT
-    1::smallint, wanted.experiment_no, NULL, NULL, NULL, NULL, shared_version(wanted.experiment_no), NULL, NULL, NULL,
-    NULL
+    0::smallint AS kind, wanted.experiment_no, NULL::text AS unit_id, NULL::text AS outcome_id,
+    NULL::smallint AS place, NULL::integer AS count, shared_version(wanted.experiment_no) AS number,
+    NULL::timestamptz AS moment, NULL::double precision AS probability, NULL::text AS total, NULL::text AS value
 FROM unnest($1::integer[]) AS wanted (experiment_no)
 UNION ALL
-SELECT 2::smallint, experiment_no, unit_id, NULL, variant_no, epoch, NULL, exposed_at, probability, NULL, NULL
+SELECT 2::smallint, experiment_no, unit_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
+FROM held
+UNION ALL
+SELECT 1::smallint, experiment_no, unit_id, NULL, variant_no, epoch, NULL, exposed_at, probability, NULL, NULL
 FROM found
 WHERE variant_no IS NOT NULL
 UNION ALL
 SELECT
-    4::smallint, o.experiment_no, o.unit_id, o.outcome_id, o.metric_no, o.status, o.value_micro, o.occurred_at, NULL,
+    3::smallint, o.experiment_no, o.unit_id, o.outcome_id, o.metric_no, o.status, o.value_micro, o.occurred_at, NULL,
     NULL, NULL
 FROM unnest($3::outcome_place[]) AS wanted
 JOIN outcomes AS o
     ON o.experiment_no = wanted.experiment_no AND o.unit_id = wanted.unit_id AND o.outcome_id = wanted.outcome_id
 UNION ALL
 SELECT
-    5::smallint, v.experiment_no, v.unit_id, NULL, v.metric_no, v.outcomes, NULL, NULL, NULL, v.total_micro::text,
+    4::smallint, v.experiment_no, v.unit_id, NULL, v.metric_no, v.outcomes, NULL, NULL, NULL, v.total_micro::text,
     v.value_micro::text
 FROM unnest($4::value_place[]) AS wanted
 JOIN unit_values AS v
-    ON v.experiment_no = wanted.experiment_no AND v.unit_id = wanted.unit_id AND v.metric_no = wanted.metric_no;
+    ON v.experiment_no = wanted.experiment_no AND v.unit_id = wanted.unit_id AND v.metric_no = wanted.metric_no
+UNION ALL
+SELECT 5::smallint, NULL, NULL, NULL, NULL, NULL, NULL, clock_timestamp(), NULL, NULL, NULL;
 
 -- waiting --
 -- Outcomes that wait for the exposure of units, which are locked.
@@ -67,8 +73,8 @@ JOIN outcomes AS o ON o.experiment_no = wanted.experiment_no AND o.unit_id = wan
 -- Writes a plan. Returns how many units, outcomes and values were written: fewer than planned, and another process
 -- was faster with one of them; then nothing of it may stay.
 -- $1 the time; $2 units that get a row; $3 units that get their exposure; $4 outcomes; $5 outcomes that waited;
--- $6 first values of units; $7 values that moved; $8 exposures of arms; $9 statistics of arms. All are sorted, and written in the order of the counts at
--- the end: whoever waits for another is not waited for.
+-- $6 first values of units; $7 values that moved; $8 exposures of arms; $9 statistics of arms. All are sorted, and
+-- written in the order of the counts at the end: whoever waits for another is not waited for.
 WITH made AS (
     INSERT INTO units (experiment_no, unit_id, epoch, variant_no, exposed_at, probability, attributes)
     SELECT n.experiment_no, n.unit_id, n.epoch, n.variant_no, n.exposed_at, n.probability, n.attributes::jsonb
