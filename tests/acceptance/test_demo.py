@@ -21,7 +21,7 @@ def data() -> Iterator[Path]:
         yield Path(folder) / "data"
 
 
-def test_the_demo_ends_with_every_unit_accounted_for(data: Path) -> None:
+def test_the_demo_ends_with_every_unit_accounted_for_and_a_variant_proven(data: Path) -> None:
     shown = tollkeeper(
         "demo", "--exit", "--requests", "2000", "--data", str(data), "--port", str(free_port()),
         "--shadow-port", str(free_port()), "--json",
@@ -39,6 +39,13 @@ def test_the_demo_ends_with_every_unit_accounted_for(data: Path) -> None:
     assert isinstance(refused, dict)
     assert list(refused) == ["insufficient-credits"]
     assert report["replayed"] != 0
+    experiment = report["experiment"]
+    assert isinstance(experiment, dict)
+    assert ("deploy", True, []) == (
+        experiment["verdict"], experiment["recomputed_identical"], experiment["differences"],
+    )  # fmt: skip
+    assert 2_000 < experiment["units"] < 10_000
+    assert experiment["probability_best"] > 0.95
 
 
 def test_it_stays_up_for_the_other_commands_until_ctrl_c(data: Path, tmp_path: Path) -> None:
@@ -62,6 +69,7 @@ def test_it_stays_up_for_the_other_commands_until_ctrl_c(data: Path, tmp_path: P
 
         assert (data / "dev.key").read_text().strip() in shown
         assert "conservation  balances" in shown
+        assert "recomputed      identical, bit for bit" in shown
         assert verified.code == 0
         assert asyncio.run(count_accounts(dsn.out.strip())) == verified.json()["accounts"] == 200
     finally:

@@ -67,6 +67,7 @@ def proven(shadow: ShadowService, tmp_path_factory: pytest.TempPathFactory) -> s
     variants = assigned(shadow, name, [f"user-{number}" for number in range(1_000)], folder)
     file = outcomes_in(folder / "outcomes.csv", variants, RATES)
     done(shadow.run("shadow", "outcome", name, "--file", str(file)))
+    done(shadow.run("shadow", "analyse", name))  # takes the look that is due
     return name
 
 
