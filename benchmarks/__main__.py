@@ -29,6 +29,7 @@ from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from benchmarks.migrate import copies, live
 from benchmarks.pool import side_by_side
+from benchmarks.shadow import http as shadow_http
 from benchmarks.shadow import outcomes
 from tollkeeper.database.connect import connector
 from tollkeeper.database.embedded import EmbeddedServer
@@ -44,6 +45,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "partitions": partitions.measure,
     "pool": side_by_side.measure,
     "outcomes": outcomes.measure,
+    "shadow_http": shadow_http.measure,
     "http": http.measure,
     "balance_read": reads.measure,
     "startup": startup.measure,
