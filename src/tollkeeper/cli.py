@@ -26,7 +26,7 @@ from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.migrate.backup_cli import app as migrate_app
 from tollkeeper.migrate.cli import exit_code_of
 from tollkeeper.migrate.errors import MigrationError
-from tollkeeper.shadow.explain_cli import app as shadow_app
+from tollkeeper.shadow.report_cli import app as shadow_app
 from tollkeeper.shadow.simulate_cli import register as register_simulate
 
 EXIT_FAILED = 1
