@@ -3,7 +3,7 @@
 The service is asked for numbers; they are drawn here. Needs the extra `report`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,7 +44,10 @@ def report(
     from tollkeeper.shadow.pictures import png_of
 
     found = _report_of(raw, experiment, decisions)
-    documents = [(html, lambda: html_of(found).encode()), (png, lambda: png_of(found))]
+    documents: tuple[tuple[Path | None, Callable[[], bytes]], ...] = (
+        (html, lambda: html_of(found).encode()),
+        (png, lambda: png_of(found)),
+    )
     for path, draw in documents:
         if path is not None:
             document = draw()
