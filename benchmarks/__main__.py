@@ -29,6 +29,7 @@ from benchmarks.figures import Figure, table_of
 from benchmarks.machine import Machine, server_facts, this_machine
 from benchmarks.migrate import copies, live
 from benchmarks.pool import side_by_side
+from benchmarks.posterior import side_by_side as statistics
 from tollkeeper.database.connect import connector
 from tollkeeper.database.embedded import EmbeddedServer
 
@@ -42,6 +43,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "backups": copies.measure,
     "partitions": partitions.measure,
     "pool": side_by_side.measure,
+    "posterior": statistics.measure,
     "http": http.measure,
     "balance_read": reads.measure,
     "startup": startup.measure,

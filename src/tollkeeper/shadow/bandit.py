@@ -2,7 +2,7 @@
 
 Thompson sampling gives an arm the probability that it is best. Top-two sampling finds the best arm
 sooner, as it does not give nearly everything to the leader. A floor keeps every arm measurable, and
-keeps their order. Weights are computed, not drawn: the same evidence gives the same weights.
+keeps their order. Weights are computed, not drawn: the same data give the same weights.
 
 Source: Russo, "Simple Bayesian Algorithms for Best-Arm Identification" (2016), section 4.
 """
@@ -17,7 +17,7 @@ from tollkeeper.shadow.bayes import probability_best
 from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.model import MetricKind
 from tollkeeper.shadow.posterior import Posterior, Prior, posterior_of
-from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Evidence, weighted
+from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Moments, weighted
 
 LEAST_UNITS = 100
 """Units that every arm must have before weights change."""
@@ -28,14 +28,14 @@ TOP_TWO_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How weights follow the evidence.
+    """How weights follow the data.
 
     `temper` is the exponent of P(best) in Thompson sampling: 1 is Thompson's, 0 equal shares. One
     that grows with the share of the plan that is used up keeps the control from starving before
     anything is proven (Thall and Wathen, 2007, European Journal of Cancer 43:859).
 
     `floor` is every arm's least share. `top_two` is the leader's share in top-two sampling; None:
-    Thompson sampling. `discount` is what evidence of an epoch is worth in the next one.
+    Thompson sampling. `discount` is what a unit of an epoch is worth in the next one.
 
     Raises:
         ValueError: A number is outside its range.
@@ -111,14 +111,14 @@ def with_floor(weights: Sequence[float], floor: float) -> tuple[float, ...]:
 
 def choose(posteriors: Sequence[Posterior], *, sign: int, generator: np.random.Generator) -> int:
     """Draw once from each posterior, and return the arm that is best in the draw."""
-    draws = [sign * posterior.draw(generator, 1)[0] for posterior in posteriors]
-    return int(np.argmax(draws))
+    draws = [sign * posterior.draw_one(generator) for posterior in posteriors]
+    return draws.index(max(draws))
 
 
-def discounted(statistics_by_epoch: Sequence[ArmStatistics], discount: float) -> Evidence:
-    """Return the evidence of an arm, where a unit counts `discount` per epoch that passed since.
+def discounted(statistics_by_epoch: Sequence[ArmStatistics], discount: float) -> Moments:
+    """Return the moments of an arm, where a unit counts `discount` per epoch that passed since.
 
-    The last epoch counts in full. So an arm follows a drift: with a discount of 1/2 evidence has a
+    The last epoch counts in full. So an arm follows a drift: with a discount of 1/2 a unit has a
     half-life of one epoch.
 
     Raises:
@@ -127,11 +127,9 @@ def discounted(statistics_by_epoch: Sequence[ArmStatistics], discount: float) ->
     if not 0 < discount <= 1:
         raise ValueError("the discount is above 0, and 1 at most")
     if discount == 1:
-        return sum(statistics_by_epoch, start=NO_STATISTICS).evidence  # without rounding
+        return sum(statistics_by_epoch, start=NO_STATISTICS).moments  # without rounding
     ages = range(len(statistics_by_epoch) - 1, -1, -1)
-    return weighted(
-        [each.evidence for each in statistics_by_epoch], [discount**age for age in ages]
-    )
+    return weighted([each.moments for each in statistics_by_epoch], [discount**age for age in ages])
 
 
 def adapted_weights(
@@ -143,7 +141,7 @@ def adapted_weights(
     sign: int,
     policy: Policy,
 ) -> tuple[float, ...]:
-    """Return the weights for the next epoch; those that stand while there is not enough evidence.
+    """Return the weights for the next epoch; those that stand while there are not enough data.
 
     `arms` holds the statistics of every arm by epoch, oldest first. Not enough is an arm with fewer
     than `least_units` units in all epochs, or without a proper posterior.

@@ -183,7 +183,8 @@ class GammaLaw(PositiveLaw):
         shape = self.shape[:, None]
         from_mode = axis - (np.log(shape) - np.log(self.rate[:, None]))
         highest = 0.5 * np.log(shape) - _HALF_LOG_TAU - stirling_error(shape)
-        log_density: Array = highest - shape * (np.expm1(from_mode) - from_mode)
+        with np.errstate(over="ignore"):  # so far away there is nothing
+            log_density: Array = highest - shape * (np.expm1(from_mode) - from_mode)
         return log_density
 
     def slope(self, axis: Array) -> Array:

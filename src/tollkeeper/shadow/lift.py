@@ -59,10 +59,10 @@ class Lift:
         """Return the equal-tailed credible interval of the lift."""
         tail = (1 - mass) / 2
         if isinstance(self.variant.law, PositiveLaw):
-            ratios = [self._ratio_of(share) for share in (tail, 1 - tail)][:: self.sign]
-            low, high = (self.sign * expm1(ratio) for ratio in ratios)
+            ratios = [self._ratio_of(share) for share in (tail, 1 - tail)]
+            low, high = sorted(self.sign * expm1(ratio) for ratio in ratios)
             return low, high
-        low, high = (self._real_of(share) for share in (tail, 1 - tail))
+        low, high = sorted(self._real_of(share) for share in (tail, 1 - tail))
         return low, high
 
     def _ratio_of(self, share: float) -> float:
@@ -79,9 +79,12 @@ class Lift:
         return _quantile(below, share, center, spread)
 
     def _real_of(self, share: float) -> float:
+        """Return the quantile of the lift, looked for around its first-order approximation."""
         size = max(abs(self.control.mean), self.control.sd)
-        spread = hypot(self.variant.sd, self.control.sd) / size
-        return _quantile(lambda lift: 1 - self.at_least(lift), share, self.point() or 0.0, spread)
+        center = self.sign * (self.variant.mean - self.control.mean) / size
+        leverage = min(1.0, abs(self.variant.mean) / size)
+        spread = hypot(self.variant.sd, leverage * self.control.sd) / size
+        return _quantile(lambda lift: 1 - self.at_least(lift), share, center, spread)
 
 
 def _quantile(below: Callable[[float], float], share: float, center: float, spread: float) -> float:

@@ -28,7 +28,7 @@ from tollkeeper.shadow.laws import BetaLaw, GammaLaw, Law, StudentLaw, lower_tai
 from tollkeeper.shadow.model import MetricKind
 from tollkeeper.shadow.quadrature import Array
 from tollkeeper.shadow.roots import root_between
-from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Evidence
+from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Moments
 
 Prior = tuple[float, ...]
 """`alpha, beta`, or `shape, rate`, or `mean, kappa, alpha, beta`, by the metric's kind."""
@@ -42,11 +42,14 @@ DEFAULT_PRIORS: Final[Mapping[MetricKind, Prior]] = {
 LEAST_SHAPE: Final = 0.1
 """Least parameter of a Beta or Gamma: below, all mass is where no double is."""
 
+LEAST_RATE: Final = 1e-12
+"""Least rate of a Gamma: a count of 10**12 is the largest value there is."""
+
 LEAST_FREEDOM: Final = 3.0
 """Least degrees of freedom of a Student posterior: mean and variance exist above 2."""
 
-LEAST_RELATIVE_SCALE: Final = 1e-13
-"""Below this share of its mean, the scale of a continuous metric is lost in a double's digits."""
+LEAST_RELATIVE_SCALE: Final = 1e-9
+"""Below this share of its mean, the scale of a posterior is lost in a double's digits."""
 
 
 class Posterior(Protocol):
@@ -87,6 +90,9 @@ class Posterior(Protocol):
     def draw(self, generator: np.random.Generator, count: int) -> Array:
         """Draw values, shape `(count,)`."""
 
+    def draw_one(self, generator: np.random.Generator) -> float:
+        """Draw one value, in two thirds of the time that an array of one takes."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BetaPosterior:
@@ -103,16 +109,16 @@ class BetaPosterior:
         _check_parameters(alpha=self.alpha, beta=self.beta)
 
     @classmethod
-    def from_evidence(cls, prior: Prior, evidence: Evidence) -> "BetaPosterior":
+    def from_moments(cls, prior: Prior, moments: Moments) -> "BetaPosterior":
         """Add successes and failures to a prior."""
         alpha, beta = prior
-        failures = max(0.0, evidence.units - evidence.total)
-        return cls(alpha=alpha + evidence.total, beta=beta + failures)
+        failures = max(0.0, moments.units - moments.total)
+        return cls(alpha=alpha + moments.total, beta=beta + failures)
 
     @classmethod
     def from_statistics(cls, prior: Prior, statistics: ArmStatistics) -> "BetaPosterior":
         """Add successes and failures to a prior."""
-        return cls.from_evidence(prior, statistics.evidence)
+        return cls.from_moments(prior, statistics.moments)
 
     @property
     def mean(self) -> float:
@@ -173,13 +179,17 @@ class BetaPosterior:
         """Draw rates, shape `(count,)`."""
         return generator.beta(self.alpha, self.beta, count)
 
+    def draw_one(self, generator: np.random.Generator) -> float:
+        """Draw one rate."""
+        return generator.beta(self.alpha, self.beta)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GammaPosterior:
     """Of a count per unit: Gamma(shape, rate).
 
     Raises:
-        NotEnoughData: The shape is below `LEAST_SHAPE`, or the rate is not above 0.
+        NotEnoughData: The shape is below `LEAST_SHAPE`, or the rate below `LEAST_RATE`.
     """
 
     shape: float
@@ -187,23 +197,25 @@ class GammaPosterior:
 
     def __post_init__(self) -> None:
         _check_parameters(shape=self.shape)
-        if not (isfinite(self.rate) and self.rate > 0):
-            raise NotEnoughData(reason="a Gamma posterior needs a rate above 0; count a unit first")
+        if not (isfinite(self.rate) and self.rate >= LEAST_RATE):
+            raise NotEnoughData(
+                reason=f"a posterior needs a rate of {LEAST_RATE} or more; count a unit first"
+            )
 
     @classmethod
-    def from_evidence(cls, prior: Prior, evidence: Evidence) -> "GammaPosterior":
+    def from_moments(cls, prior: Prior, moments: Moments) -> "GammaPosterior":
         """Add events and units to a prior.
 
         Raises:
             NotEnoughData: Counts are negative in total.
         """
         shape, rate = prior
-        return cls(shape=shape + evidence.total, rate=rate + evidence.units)
+        return cls(shape=shape + moments.total, rate=rate + moments.units)
 
     @classmethod
     def from_statistics(cls, prior: Prior, statistics: ArmStatistics) -> "GammaPosterior":
         """Add events and units to a prior."""
-        return cls.from_evidence(prior, statistics.evidence)
+        return cls.from_moments(prior, statistics.moments)
 
     @property
     def mean(self) -> float:
@@ -257,6 +269,10 @@ class GammaPosterior:
         """Draw counts, shape `(count,)`."""
         return generator.gamma(self.shape, 1 / self.rate, count)
 
+    def draw_one(self, generator: np.random.Generator) -> float:
+        """Draw one count."""
+        return generator.gamma(self.shape, 1 / self.rate)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormalPosterior:
@@ -283,29 +299,29 @@ class NormalPosterior:
             )
         if self.beta <= 0 or self.scale <= LEAST_RELATIVE_SCALE * abs(self.mean):
             raise NotEnoughData(
-                reason="all units of a variant have the same value, so nothing is known of the "
-                "spread; wait for others, or give the metric a prior"
+                reason="all units of a variant have the same value, or nearly: nothing is known of "
+                "the spread; wait for others, or give the metric a prior"
             )
 
     @classmethod
-    def from_evidence(cls, prior: Prior, evidence: Evidence) -> "NormalPosterior":
+    def from_moments(cls, prior: Prior, moments: Moments) -> "NormalPosterior":
         """Add values to a prior."""
         mean, kappa, alpha, beta = prior
-        weight = kappa + evidence.units
+        weight = kappa + moments.units
         if weight <= 0:
             return cls(mean=mean, kappa=0.0, alpha=alpha, beta=beta)
-        shift = kappa * evidence.units / weight * (evidence.mean - mean) ** 2
+        shift = kappa * moments.units / weight * (moments.mean - mean) ** 2
         return cls(
-            mean=(kappa * mean + evidence.total) / weight,
+            mean=(kappa * mean + moments.total) / weight,
             kappa=weight,
-            alpha=alpha + evidence.units / 2,
-            beta=beta + (evidence.spread + shift) / 2,
+            alpha=alpha + moments.units / 2,
+            beta=beta + (moments.spread + shift) / 2,
         )
 
     @classmethod
     def from_statistics(cls, prior: Prior, statistics: ArmStatistics) -> "NormalPosterior":
         """Add values to a prior."""
-        return cls.from_evidence(prior, statistics.evidence)
+        return cls.from_moments(prior, statistics.moments)
 
     @property
     def freedom(self) -> float:
@@ -368,9 +384,13 @@ class NormalPosterior:
         deviates: Array = generator.standard_t(self.freedom, count)
         return self.mean + self.scale * deviates
 
+    def draw_one(self, generator: np.random.Generator) -> float:
+        """Draw one mean."""
+        return self.mean + self.scale * generator.standard_t(self.freedom)
+
 
 def posterior_of(
-    kind: str, prior: Prior | None, statistics: ArmStatistics | Evidence = NO_STATISTICS
+    kind: str, prior: Prior | None, statistics: ArmStatistics | Moments = NO_STATISTICS
 ) -> Posterior:
     """Return the posterior of a metric's kind; no prior, or an empty one, is the default.
 
@@ -379,9 +399,9 @@ def posterior_of(
         ValueError: There is no such kind, or the prior has not as many numbers as its family.
     """
     family = MetricKind(kind)
-    evidence = statistics.evidence if isinstance(statistics, ArmStatistics) else statistics
+    moments = statistics.moments if isinstance(statistics, ArmStatistics) else statistics
     chosen = prior or DEFAULT_PRIORS[family]
-    return _FAMILIES[family].from_evidence(chosen, evidence)
+    return _FAMILIES[family].from_moments(chosen, moments)
 
 
 def interval(posterior: Posterior, mass: float = 0.95) -> tuple[float, float]:

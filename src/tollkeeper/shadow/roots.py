@@ -10,6 +10,9 @@ ROUNDS_LIMIT = 200
 OVERSHOOT = 1.05
 """Of a step towards the root, so that it lies between the last two places."""
 
+RESOLUTION = 4e-16
+"""Share of a place that a double cannot tell apart."""
+
 
 class Point(NamedTuple):
     """A place, and the function's value there."""
@@ -54,12 +57,13 @@ def _closed_in(
     Source: the Illinois rule (Dowell and Jarratt, 1971).
     """
     side, place = 0.0, below.place
+    least = max(tolerance, RESOLUTION * max(abs(below.place), abs(above.place)))
     for number in range(ROUNDS_LIMIT):
         width = above.place - below.place
         last, place = place, below.place - below.value * width / (above.value - below.value)
         if number % 4 == 3 or not below.place < place < above.place:
             place = below.place + width / 2
-        if abs(place - last) <= tolerance or width <= tolerance:
+        if abs(place - last) <= least or width <= least:
             break
         value = function(place)
         if value < 0:

@@ -1,7 +1,7 @@
 """What is known of an arm: sufficient statistics, exact and additive. Pure.
 
 `ArmStatistics` are whole numbers, so sums are the same in any order and in any database.
-`Evidence` is what a posterior is made from: the same in the metric's unit, and possibly with units
+`Moments` are what a posterior is made from: the same in the metric's unit, and possibly with units
 that count in part. The sum of squared deviations is taken from whole numbers: subtracting two
 floats that are nearly the same would leave nothing of it.
 """
@@ -14,7 +14,7 @@ from tollkeeper.shadow.model import MICRO
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Moments:
     """How many units, the sum of their values, and of their squared deviations from the mean.
 
     Raises:
@@ -27,7 +27,7 @@ class Evidence:
 
     def __post_init__(self) -> None:
         if not (isfinite(self.units) and isfinite(self.total) and isfinite(self.spread)):
-            raise ValueError("evidence must be finite")
+            raise ValueError("moments must be finite")
         if self.units < 0 or self.spread < 0:
             raise ValueError("units and spread must not be negative")
         if self.units == 0 and (self.total != 0 or self.spread != 0):
@@ -100,40 +100,40 @@ class ArmStatistics:
         return self.total // MICRO
 
     @property
-    def evidence(self) -> Evidence:
+    def moments(self) -> Moments:
         """The same in the metric's unit."""
         if not self.units:
-            return NO_EVIDENCE
+            return NO_MOMENTS
         deviations = self.squares * self.units - self.total**2
-        return Evidence(
+        return Moments(
             units=float(self.units),
             total=self.total / MICRO,
             spread=deviations / (self.units * MICRO**2),
         )
 
 
-NO_EVIDENCE = Evidence(units=0.0, total=0.0, spread=0.0)
+NO_MOMENTS = Moments(units=0.0, total=0.0, spread=0.0)
 NO_STATISTICS = ArmStatistics(units=0, total=0, squares=0)
 
 
-def weighted(evidence: Sequence[Evidence], weights: Sequence[float]) -> Evidence:
-    """Return the evidence of all together, where a unit of the i-th counts `weights[i]`.
+def weighted(moments: Sequence[Moments], weights: Sequence[float]) -> Moments:
+    """Return the moments of all together, where a unit of the i-th counts `weights[i]`.
 
     Raises:
         ValueError: A weight is negative, or there is not one for each.
     """
-    if len(evidence) != len(weights) or any(weight < 0 for weight in weights):
-        raise ValueError("each evidence needs a weight of 0 or more")
+    if len(moments) != len(weights) or any(weight < 0 for weight in weights):
+        raise ValueError("moments need a weight of 0 or more each")
     pairs = [
         (each, weight)
-        for each, weight in zip(evidence, weights, strict=True)
+        for each, weight in zip(moments, weights, strict=True)
         if weight * each.units > 0
     ]
     units = sum(weight * each.units for each, weight in pairs)
     if units == 0:
-        return NO_EVIDENCE
+        return NO_MOMENTS
     total = sum(weight * each.total for each, weight in pairs)
     mean = total / units
     within = sum(weight * each.spread for each, weight in pairs)
     between = sum(weight * each.units * (each.mean - mean) ** 2 for each, weight in pairs)
-    return Evidence(units=units, total=total, spread=within + between)
+    return Moments(units=units, total=total, spread=within + between)

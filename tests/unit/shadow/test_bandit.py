@@ -1,4 +1,4 @@
-"""Shares that follow the evidence: closed forms, limits, and what they are for."""
+"""Shares that follow the data: closed forms, limits, and what they are for."""
 
 from collections.abc import Sequence
 
@@ -104,13 +104,13 @@ def test_one_draw_chooses_as_often_as_an_arm_is_best(sign: int) -> None:
     assert pytest.approx(probability_best(arms, sign=sign), abs=0.02) == tuple(counts / 10_000)
 
 
-def test_evidence_of_an_epoch_is_worth_the_discount_in_the_next_one() -> None:
+def test_a_unit_of_an_epoch_is_worth_the_discount_in_the_next_one() -> None:
     epochs = [ArmStatistics.of_successes(100, 40), ArmStatistics.of_successes(10, 1)]
 
     assert 60.0 == discounted(epochs, 0.5).units
     assert 21.0 == discounted(epochs, 0.5).total
-    assert (epochs[0] + epochs[1]).evidence == discounted(epochs, 1.0)
-    assert NO_STATISTICS.evidence == discounted([], 0.5)
+    assert (epochs[0] + epochs[1]).moments == discounted(epochs, 1.0)
+    assert NO_STATISTICS.moments == discounted([], 0.5)
 
 
 def adapted(

@@ -5,7 +5,7 @@ from math import fsum
 import pytest
 
 from tollkeeper.shadow.model import MICRO
-from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Evidence, weighted
+from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Moments, weighted
 
 
 def test_statistics_add_as_their_values_do() -> None:
@@ -46,7 +46,7 @@ def test_the_spread_of_a_thousand_million_units_is_exact() -> None:
         units=2 * half, total=half * (low + high), squares=half * (low**2 + high**2)
     )
 
-    assert half / 2 / MICRO**2 == statistics.evidence.spread
+    assert half / 2 / MICRO**2 == statistics.moments.spread
     assert pytest.approx(0.25 / MICRO**2, rel=1e-8) == statistics.variance
 
 
@@ -55,38 +55,35 @@ def test_the_variance_of_fewer_than_two_units_is_zero() -> None:
     assert 0 == NO_STATISTICS.variance
 
 
-def test_weighted_evidence_is_that_of_values_that_count_in_part() -> None:
+def test_weighted_moments_is_that_of_values_that_count_in_part() -> None:
     parts = [[1.0, 2.0, 4.0], [10.0, 11.0]]
     weights = [0.25, 1.0]
     pairs = [(value, weight) for part, weight in zip(parts, weights, strict=True) for value in part]
     units = fsum(weight for _, weight in pairs)
     mean = fsum(value * weight for value, weight in pairs) / units
 
-    evidence = weighted(
-        [
-            ArmStatistics.of_values(round(value * MICRO) for value in part).evidence
-            for part in parts
-        ],
+    moments = weighted(
+        [ArmStatistics.of_values(round(value * MICRO) for value in part).moments for part in parts],
         weights,
     )
 
-    assert units == evidence.units
-    assert pytest.approx(mean) == evidence.mean
+    assert units == moments.units
+    assert pytest.approx(mean) == moments.mean
     spread = fsum(weight * (value - mean) ** 2 for value, weight in pairs)
-    assert pytest.approx(spread) == evidence.spread
+    assert pytest.approx(spread) == moments.spread
 
 
-def test_evidence_that_weighs_nothing_is_none() -> None:
-    some = ArmStatistics.of_values([5, 7]).evidence
+def test_moments_that_weighs_nothing_is_none() -> None:
+    some = ArmStatistics.of_values([5, 7]).moments
 
-    assert NO_STATISTICS.evidence == weighted([some], [0.0])
-    assert NO_STATISTICS.evidence == weighted([], [])
+    assert NO_STATISTICS.moments == weighted([some], [0.0])
+    assert NO_STATISTICS.moments == weighted([], [])
     with pytest.raises(ValueError, match="weight"):
         weighted([some], [-1.0])
 
 
-@pytest.mark.parametrize("evidence", [(-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, float("nan"), 0.0)])
-def test_evidence_that_cannot_be_is_refused(evidence: tuple[float, float, float]) -> None:
-    units, total, spread = evidence
+@pytest.mark.parametrize("moments", [(-1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (1.0, float("nan"), 0.0)])
+def test_moments_that_cannot_be_is_refused(moments: tuple[float, float, float]) -> None:
+    units, total, spread = moments
     with pytest.raises(ValueError, match=r"must|without"):
-        Evidence(units=units, total=total, spread=spread)
+        Moments(units=units, total=total, spread=spread)

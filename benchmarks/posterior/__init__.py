@@ -1,0 +1,1 @@
+"""Statistics of experiments beside libraries that people use for them."""
