@@ -48,14 +48,14 @@ def test_two_processes_find_what_one_finds_here() -> None:
 
 
 def test_json_holds_rates_with_their_intervals(run: Callable[..., str]) -> None:
-    words = "--lift 0.5 --looks 2 --units 1000 --runs 5 --processes 1 --profile as-specified@1"
+    words = "--lift 1 --looks 2 --units 1000 --runs 5 --processes 1 --profile as-specified@1"
     document = json.loads(run(*words.split(), "--json"))
     (lift,) = document["lifts"]
 
     assert ("as-specified@1", 5, False) == (
         document["profile"], document["runs"], document["adaptive"]
     )  # fmt: skip
-    assert (0.5, False, 5) == (lift["lift"], lift["is_false"], lift["deploys"])
+    assert (1.0, False, 5) == (lift["lift"], lift["is_false"], lift["deploys"])
     assert lift["interval"][0] < 1.0 == lift["interval"][1]
 
 
