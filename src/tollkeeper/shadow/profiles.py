@@ -84,6 +84,8 @@ class Profile:
     least_successes: int | None = None
     """Successes in candidate and control each, of a binary metric."""
     least_failures: int = 5
+    most_dispersion: float | None = None
+    """Variance over mean of a count metric: 1 is Poisson's, more makes its posterior too sure."""
     plans_looks: bool = False
     """Only planned looks decide."""
     least_ratio_p: float | None = None
@@ -128,6 +130,7 @@ DEFAULT: Final = Profile(
     false_deploys=0.05,
     caring=0.001,
     least_successes=20,
+    most_dispersion=1.25,
     plans_looks=True,
     least_ratio_p=0.001,
     guardrail_doubt=0.10,
