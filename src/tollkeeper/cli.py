@@ -149,7 +149,7 @@ def serve_shadow(
 ) -> None:
     """Serve experiments; needs TOLLKEEPER_SHADOW_DSN and TOLLKEEPER_ACCESS_DSN."""
     settings = _face(context).settings(shadow_port=port)
-    from tollkeeper.app import serve_shadow as serve  # what is wrong is said before it loads
+    from tollkeeper.shadow_app import serve_shadow as serve  # what is wrong is said before it loads
 
     serve(settings if host is None else replace(settings, host=host))
 
