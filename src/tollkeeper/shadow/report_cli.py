@@ -3,7 +3,7 @@
 The service is asked for numbers; they are drawn here. Needs the extra `report`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,15 +44,14 @@ def report(
     from tollkeeper.shadow.pictures import png_of
 
     found = _report_of(raw, experiment, decisions)
-    documents: tuple[tuple[Path | None, Callable[[], bytes]], ...] = (
-        (html, lambda: html_of(found).encode()),
-        (png, lambda: png_of(found)),
-    )
-    for path, draw in documents:
-        if path is not None:
-            document = draw()
-            terminal.write(path, document)
-            terminal.say(f"{path}: {len(document):,} bytes")
+    documents: list[tuple[Path, bytes]] = []  # all of them are drawn before any is written
+    if html is not None:
+        documents.append((html, html_of(found).encode()))
+    if png is not None:
+        documents.append((png, png_of(found)))
+    for path, document in documents:
+        terminal.write(path, document)
+        terminal.say(f"{path}: {len(document):,} bytes")
 
 
 async def _read(
