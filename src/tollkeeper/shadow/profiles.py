@@ -57,8 +57,9 @@ class Characteristics:
     def setting(self) -> str:
         """The experiments, in words."""
         weights = "adaptive" if self.adaptive else "fixed"
+        lift = f"lift {self.lift:+.0%}" if self.lift else "no lift"
         return (
-            f"rate {self.rate:g}, lift {self.lift:+.0%}, {self.arms} arms, {self.units} units, "
+            f"rate {self.rate:g}, {lift}, {self.arms} arms, {self.units:,} units, "
             f"{self.looks} looks, {weights} weights"
         )
 
