@@ -143,6 +143,7 @@ DEFAULT: Final = Profile(
         Characteristics(lift=0.0, deploys=83),
         Characteristics(lift=0.0, deploys=92, adaptive=True),
         Characteristics(lift=0.0, deploys=62, runs=2_000, rate=0.02),
+        Characteristics(lift=0.0, deploys=56, runs=2_000, rate=0.02, adaptive=True),
         Characteristics(lift=0.0, deploys=4, runs=2_000, rate=0.5),
         Characteristics(lift=0.0, deploys=13, runs=2_000, arms=4),
         Characteristics(lift=0.05, deploys=448),
