@@ -57,8 +57,9 @@ class Characteristics:
     def setting(self) -> str:
         """The experiments, in words."""
         weights = "adaptive" if self.adaptive else "fixed"
+        lift = f"lift {self.lift:+.0%}" if self.lift else "no lift"
         return (
-            f"rate {self.rate:g}, lift {self.lift:+.0%}, {self.arms} arms, {self.units} units, "
+            f"rate {self.rate:g}, {lift}, {self.arms} arms, {self.units:,} units, "
             f"{self.looks} looks, {weights} weights"
         )
 
@@ -142,12 +143,15 @@ DEFAULT: Final = Profile(
         Characteristics(lift=0.0, deploys=83),
         Characteristics(lift=0.0, deploys=92, adaptive=True),
         Characteristics(lift=0.0, deploys=62, runs=2_000, rate=0.02),
+        Characteristics(lift=0.0, deploys=56, runs=2_000, rate=0.02, adaptive=True),
         Characteristics(lift=0.0, deploys=4, runs=2_000, rate=0.5),
+        Characteristics(lift=0.0, deploys=13, runs=2_000, arms=4),
         Characteristics(lift=0.05, deploys=448),
         Characteristics(lift=0.2, deploys=3_340),
         Characteristics(lift=0.2, deploys=3_290, adaptive=True),
         Characteristics(lift=0.2, deploys=621, runs=2_000, rate=0.02),
         Characteristics(lift=0.2, deploys=2_000, runs=2_000, rate=0.5),
+        Characteristics(lift=0.2, deploys=700, runs=2_000, arms=4),
     ),
 )
 
