@@ -198,6 +198,31 @@ def data_complete(case: Case) -> Condition:
     )
 
 
+def dispersion(case: Case) -> Condition:
+    """Counts vary as those of a Poisson law do: its posterior takes the variance for the mean.
+
+    `figure` is the largest variance over mean of candidate and control; three standard errors of
+    it, sqrt(2 / (n - 1)) each, are granted to chance.
+    """
+    limit = case.profile.most_dispersion or 0.0
+    figure, holds, reason = None, True, "no arm has counted anything yet"
+    for no, arm in ((case.evidence.control_no, case.control), (case.candidate, case.challenger)):
+        units, mean = arm.statistics.units, arm.statistics.mean
+        if units < 2 or mean <= 0:
+            continue
+        index = arm.statistics.variance / mean
+        holds = holds and index - 3 * math.sqrt(2 / (units - 1)) <= limit
+        if figure is None or index > figure:
+            figure = index
+            reason = f"the variance of {case.name(no)} is {index:.3g} times its mean"
+    if not holds:
+        reason += "; define the metric as continuous"
+    return Condition(
+        name="dispersion", required=f"a variance of at most {limit:g} times the mean",
+        figure=figure, holds=holds, reason=reason,
+    )  # fmt: skip
+
+
 def sample_ratio(case: Case) -> Condition:
     """Units were assigned in the ratio of the weights."""
     observed = [arm.exposed for arm in case.evidence.primary]

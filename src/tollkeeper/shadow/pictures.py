@@ -118,7 +118,7 @@ def svgs_of(report: Report) -> dict[str, str]:
     for name, draw in drawers.items():
         with _drawing(INK, salt=name):
             figure = _figure(6.4, 4.0)
-            draw(figure.add_axes((0.13, 0.14, 0.84, 0.7)), report)
+            draw(figure.add_axes((0.14, 0.13, 0.8, 0.68)), report)
             pictures[name] = _inline(_saved(figure, "svg").decode())
     return pictures
 
