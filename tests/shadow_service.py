@@ -40,6 +40,7 @@ class Shadow:
     service: ShadowService
     decider: Decider
     registry: CollectorRegistry
+    metrics: ShadowMetrics
 
     async def running(
         self, name: str = "checkout", *, wanted: Definition | None = None
@@ -122,4 +123,5 @@ async def running_shadow(dsn: str, *, clock: Clock | None = None) -> AsyncIterat
                 instruments=Instruments(clock=clock, entropy=entropy_in_blocks(), code="a test"),
             ),
             registry=registry,
+            metrics=metrics,
         )  # fmt: skip
