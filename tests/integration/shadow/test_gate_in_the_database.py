@@ -120,6 +120,28 @@ async def test_counters_without_their_outcomes_stop_the_deployment(service: Conn
         await experiments.deploy(service, made)
 
 
+async def test_an_older_snapshot_of_the_data_decides_and_deploys_nothing(
+    service: Connection, owner: Connection
+) -> None:
+    experiment_no = await running(service)
+    await experiments.record(service, experiment_no)
+    bad = (Arm(units=0, successes=0), Arm(units=600, successes=0))
+
+    for isolation in ("repeatable read", "serializable"):
+        async with service.transaction(isolation=isolation.replace(" ", "_")):
+            await service.fetchval("SELECT count(*) FROM units")
+            await experiments.fill(owner, experiment_no, bad, prefix=isolation)
+            with pytest.raises(asyncpg.PostgresError, match="read committed"):
+                await experiments.record(service, experiment_no, kind="confirmation")
+        async with service.transaction():
+            made = await experiments.record(
+                service, experiment_no, kind="confirmation", verdict="hold"
+            )
+        async with service.transaction(isolation=isolation.replace(" ", "_")):
+            with pytest.raises(asyncpg.PostgresError, match="read committed"):
+                await experiments.deploy(service, made)
+
+
 async def test_a_replayed_verdict_deploys_once(service: Connection, owner: Connection) -> None:
     experiment_no = await running(service)
     made = await confirmed(service, experiment_no)

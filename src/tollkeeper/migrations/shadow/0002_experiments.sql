@@ -176,8 +176,16 @@ COMMENT ON TABLE deployments IS 'variants that everybody gets; each stands on a 
 CREATE FUNCTION share_experiment(which integer) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock_shared(5005, which) $$;
 
+-- An older snapshot would show its owner what others have changed since: a lock is no use with it.
 CREATE FUNCTION own_experiment(which integer) RETURNS void
-LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock(5005, which) $$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'an experiment is owned in read committed only' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    PERFORM pg_advisory_xact_lock(5005, which);
+END
+$$;
 
 CREATE FUNCTION micros(moment timestamptz) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
