@@ -142,6 +142,23 @@ async def test_an_older_snapshot_of_the_data_decides_and_deploys_nothing(
                 await experiments.deploy(service, made)
 
 
+async def test_the_data_of_another_moment_decide_nothing(service: Connection) -> None:
+    experiment_no = await running(service)
+
+    for moment in ("now() - interval '1 hour'", "now() + interval '1 hour'", "NULL"):
+        with pytest.raises(asyncpg.PostgresError, match="inputs are not what is here"):
+            await service.fetchval(
+                f"""
+                SELECT record_decision(
+                    $1, 'confirmation', 0, m, '1 day', 'deploy', 1::smallint,
+                    experiment_inputs($1, m), 1, 'by hand', '{{}}'
+                )
+                FROM (SELECT ({moment})::timestamptz AS m) AS s
+                """,
+                experiment_no,
+            )
+
+
 async def test_a_replayed_verdict_deploys_once(service: Connection, owner: Connection) -> None:
     experiment_no = await running(service)
     made = await confirmed(service, experiment_no)

@@ -502,18 +502,24 @@ DECLARE
     planned integer;
     counted numeric;
     wrong text;
-    moment_now timestamptz := clock_timestamp();
-    expiry timestamptz := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
+    moment_now timestamptz;
+    expiry timestamptz;
     digest bytea := sha256(convert_to(given_inputs, 'UTF8'));
     chained bytea;
     made bigint;
 BEGIN
     PERFORM own_experiment(which);
+    moment_now := clock_timestamp();
+    expiry := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
     SELECT * INTO e FROM experiments WHERE experiment_no = which;
     IF e.state IS NULL OR e.state NOT IN ('running', 'paused') THEN
         RAISE EXCEPTION 'experiment does not run' USING ERRCODE = 'TK003';
     END IF;
-    IF moment > moment_now + interval '1 second' OR given_inputs IS DISTINCT FROM experiment_inputs(which, moment) THEN
+    -- Nobody chooses the moment: which windows had closed then is part of the inputs.
+    IF
+        moment IS NULL OR moment NOT BETWEEN moment_now - interval '5 minutes' AND moment_now + interval '1 second'
+        OR given_inputs IS DISTINCT FROM experiment_inputs(which, moment)
+    THEN
         RAISE EXCEPTION 'the inputs are not what is here' USING ERRCODE = 'TK001';
     END IF;
     SELECT d.sequence, d.hash INTO before
@@ -593,6 +599,7 @@ BEGIN
             look.verdict IS DISTINCT FROM 'deploy' OR look.variant_no IS DISTINCT FROM d.variant_no
             THEN 'the last look does not say so'
         WHEN look.expires_at <= clock_timestamp() OR d.expires_at <= clock_timestamp() THEN 'the verdict has expired'
+        WHEN d.as_of < clock_timestamp() - interval '5 minutes' THEN 'the confirmation is not of now'
         WHEN d.inputs IS DISTINCT FROM experiment_inputs(d.experiment_no, d.as_of) THEN 'the data have moved since'
         WHEN
             EXISTS (SELECT FROM experiment_differences(d.experiment_no))
