@@ -340,6 +340,10 @@ async def test_not_even_the_owner_edits_the_decisions(
         "UPDATE decisions SET expires_at = expires_at + interval '9 days'",
         "UPDATE decisions SET document = '{\"p\": 1}'",
         "UPDATE decisions SET verdict = 'hold' WHERE kind = 'look'",
+        "UPDATE decisions SET document = '{\"p\": 1}' WHERE kind = 'look'",
+        "UPDATE decisions SET seed = 2 WHERE kind = 'look';"
+        "UPDATE decisions AS d SET hash = decision_hash(d) WHERE kind = 'look'",
+        "UPDATE decisions AS d SET hash = '\\x00' WHERE kind = 'look'",
         "UPDATE deployments SET variant_no = 0",
         "UPDATE deployments SET deployed_at = deployed_at + interval '9 days'",
         "DELETE FROM decisions WHERE kind = 'look'",

@@ -488,6 +488,21 @@ BEGIN
 END
 $$;
 
+-- The hash of a decision: over all that it says, and the hash of the one before.
+CREATE FUNCTION decision_hash(d decisions) RETURNS bytea
+LANGUAGE sql STABLE
+SET search_path = public, pg_temp AS $$
+    SELECT sha256(
+        d.prev_hash || d.input_digest
+        || sha256(convert_to(
+            jsonb_build_array(
+                d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of),
+                micros(d.expires_at), d.verdict, d.variant_no, d.seed, d.code, d.document
+            )::text, 'UTF8'
+        ))
+    )
+$$;
+
 -- Keeps what the gate said, if its inputs are what is here. Raises TK001 when they moved, TK003 when a look is not
 -- due, TK004 when a verdict `deploy` cannot be right. Returns the number of the decision.
 CREATE FUNCTION record_decision(
@@ -503,14 +518,11 @@ DECLARE
     counted numeric;
     wrong text;
     moment_now timestamptz;
-    expiry timestamptz;
-    digest bytea := sha256(convert_to(given_inputs, 'UTF8'));
-    chained bytea;
+    kept decisions;
     made bigint;
 BEGIN
     PERFORM own_experiment(which);
     moment_now := clock_timestamp();
-    expiry := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
     SELECT * INTO e FROM experiments WHERE experiment_no = which;
     IF e.state IS NULL OR e.state NOT IN ('running', 'paused') THEN
         RAISE EXCEPTION 'experiment does not run' USING ERRCODE = 'TK003';
@@ -548,23 +560,28 @@ BEGIN
             RAISE EXCEPTION 'this verdict cannot be right: %', wrong USING ERRCODE = 'TK004';
         END IF;
     END IF;
-    chained := sha256(
-        coalesce(before.hash, '\x'::bytea) || digest
-        || sha256(convert_to(
-            jsonb_build_array(
-                which, coalesce(before.sequence, 0) + 1, what, wanted_look, micros(moment_now), micros(moment),
-                micros(expiry), said, candidate, given_seed, given_code, given_document
-            )::text, 'UTF8'
-        ))
-    );
+    kept.experiment_no := which;
+    kept.sequence := coalesce(before.sequence, 0) + 1;
+    kept.look := wanted_look;
+    kept.decided_at := moment_now;
+    kept.as_of := moment;
+    kept.expires_at := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
+    kept.seed := given_seed;
+    kept.variant_no := candidate;
+    kept.kind := what;
+    kept.verdict := said;
+    kept.input_digest := sha256(convert_to(given_inputs, 'UTF8'));
+    kept.prev_hash := coalesce(before.hash, '\x'::bytea);
+    kept.code := given_code;
+    kept.document := given_document;
     INSERT INTO decisions (
         experiment_no, sequence, look, decided_at, as_of, expires_at, seed, variant_no, kind, verdict, input_digest,
         prev_hash, hash, code, inputs, document
     )
     VALUES (
-        which, coalesce(before.sequence, 0) + 1, wanted_look, moment_now, moment,
-        expiry, given_seed, candidate,
-        what, said, digest, coalesce(before.hash, '\x'::bytea), chained, given_code, given_inputs, given_document
+        kept.experiment_no, kept.sequence, kept.look, kept.decided_at, kept.as_of, kept.expires_at, kept.seed,
+        kept.variant_no, kept.kind, kept.verdict, kept.input_digest, kept.prev_hash, decision_hash(kept), kept.code,
+        given_inputs, kept.document
     )
     RETURNING decision_no INTO made;
     RETURN made;
@@ -741,31 +758,31 @@ SET search_path = public, pg_temp AS $$
     WHERE NOT EXISTS (
         SELECT
         FROM decisions AS d
-        INNER JOIN decisions AS look
+        INNER JOIN decisions AS proven
             ON
-                look.experiment_no = d.experiment_no AND look.kind = 'look' AND look.sequence < d.sequence
-                AND look.verdict = 'deploy' AND look.variant_no = d.variant_no
-                AND look.expires_at > p.deployed_at
+                proven.experiment_no = d.experiment_no AND proven.kind = 'look' AND proven.sequence < d.sequence
+                AND proven.verdict = 'deploy' AND proven.variant_no = d.variant_no
+                AND proven.expires_at > p.deployed_at
         WHERE
             d.decision_no = p.decision_no AND d.experiment_no = p.experiment_no AND d.variant_no = p.variant_no
             AND d.kind = 'confirmation' AND d.verdict = 'deploy' AND d.input_digest = p.input_digest
             AND sha256(convert_to(d.inputs, 'UTF8')) = p.input_digest
             AND p.deployed_at BETWEEN d.decided_at AND d.expires_at
-            -- The same hash as where it was made: a decision that was edited is none.
-            AND d.hash = sha256(
-                d.prev_hash || d.input_digest
-                || sha256(convert_to(
-                    jsonb_build_array(
-                        d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of),
-                        micros(d.expires_at), d.verdict, d.variant_no, d.seed, d.code, d.document
-                    )::text, 'UTF8'
-                ))
+            -- A decision that was edited is none: neither of both, nor what links them.
+            AND d.hash = decision_hash(d) AND proven.hash = decision_hash(proven)
+            AND NOT EXISTS (
+                SELECT
+                FROM decisions AS x
+                LEFT JOIN decisions AS y ON y.experiment_no = x.experiment_no AND y.sequence = x.sequence - 1
+                WHERE
+                    x.experiment_no = d.experiment_no AND x.sequence > proven.sequence AND x.sequence <= d.sequence
+                    AND x.prev_hash IS DISTINCT FROM y.hash
             )
             AND NOT EXISTS (
                 SELECT
                 FROM decisions AS x
                 WHERE
-                    x.experiment_no = d.experiment_no AND x.kind = 'look' AND x.sequence > look.sequence
+                    x.experiment_no = d.experiment_no AND x.kind = 'look' AND x.sequence > proven.sequence
                     AND x.sequence < d.sequence
             )
     )
@@ -814,6 +831,7 @@ SELECT deployments_without_testing() = 0;
 DROP FUNCTION deployments_without_testing();
 DROP FUNCTION roll_back_deployment(uuid, text, text);
 DROP FUNCTION deploy_variant(uuid, bigint, text);
+DROP FUNCTION decision_hash(decisions);
 DROP TABLE deployments, decisions, arm_statistics, arm_exposures, unit_values, outcomes, units, epochs;
 DROP FUNCTION refuse_shadow_row();
 DROP FUNCTION refuse_shadow_change();
