@@ -451,12 +451,16 @@ DECLARE
     c record;
     v record;
     spread double precision;
+    has_prior boolean;
+    most_variance numeric;
 BEGIN
     SELECT
         (x.place - 1)::integer,
         CASE WHEN e.definition #>> '{metrics,0,direction}' IS NOT DISTINCT FROM 'lower' THEN -1 ELSE 1 END,
-        greatest(0.05, coalesce((e.definition ->> 'margin')::numeric, 0.05))
-    INTO control_no, direction, margin
+        greatest(0.05, coalesce((e.definition ->> 'margin')::numeric, 0.05)),
+        e.definition #> '{metrics,0,prior}' IS NOT NULL,
+        CASE WHEN e.definition #>> '{metrics,0,kind}' = 'count' THEN 1000000 END
+    INTO control_no, direction, margin, has_prior, most_variance
     FROM experiments AS e
     CROSS JOIN LATERAL jsonb_array_elements(e.definition -> 'variants') WITH ORDINALITY AS x (variant, place)
     WHERE e.experiment_no = which AND x.variant ->> 'name' = e.definition ->> 'control';
@@ -474,14 +478,16 @@ BEGIN
         RETURN format('%s units in an arm, and 100 are needed', least_units);
     END IF;
     -- Whole numbers throughout: the same comparison as the gate's, without a rounding.
-    IF direction * (v.total * c.n - c.total * v.n) < margin * abs(c.total) * v.n THEN
+    IF c.total = 0 OR direction * (v.total * c.n - c.total * v.n) < margin * abs(c.total) * v.n THEN
         RETURN format('the variant is not %s better than the control', margin);
     END IF;
+    -- P(best) above 95 % can be had with 0.64 standard errors, where one arm is small and counts are few; where a
+    -- prior says more than the sample, with any. A count's posterior knows the variance of a Poisson law only.
     spread := sqrt(
-        greatest(0, v.squares / v.n - (v.total / v.n) ^ 2) / v.n
-        + greatest(0, c.squares / c.n - (c.total / c.n) ^ 2) / c.n
+        least(greatest(0, v.squares / v.n - (v.total / v.n) ^ 2), most_variance * v.total / v.n) / v.n
+        + least(greatest(0, c.squares / c.n - (c.total / c.n) ^ 2), most_variance * c.total / c.n) / c.n
     );
-    IF (direction * (v.total / v.n - c.total / c.n))::double precision < 1.2 * spread THEN
+    IF NOT has_prior AND (direction * (v.total / v.n - c.total / c.n))::double precision < 0.6 * spread THEN
         RETURN 'the difference is within what chance does';
     END IF;
     RETURN NULL;
