@@ -143,6 +143,15 @@ def test_pictures_show_the_control_and_the_variants_that_are_most_probably_best(
     assert ">v49<" in densities
 
 
+def test_a_picture_names_what_begins_with_an_underscore_and_writes_lifts_out() -> None:
+    wanted = definition(variants=variants(["_old", "_new"]), control="_old")
+    pictures = svgs_of(report_of([binary([(20, 1), (20, 18)], wanted)]))
+
+    for picture in pictures.values():
+        assert "_new<" in picture
+        assert "e+03" not in picture
+
+
 def test_the_course_of_a_variant_has_each_look_and_the_present() -> None:
     whole = report("four")
     later = msgspec.structs.replace(whole, past=whole.past[:-1])
