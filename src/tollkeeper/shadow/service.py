@@ -16,6 +16,7 @@ import structlog
 
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import TenantId
@@ -385,10 +386,15 @@ def visible(
 
 @asynccontextmanager
 async def lent(pool: Pool) -> AsyncIterator[Connection]:
-    """Lend a connection; what may succeed when it is tried again is the caller's to repeat."""
+    """Lend a connection; what may succeed when it is tried again is the caller's to repeat.
+
+    What the database layer knows stays its own error: its words are not for callers.
+    """
     try:
         async with pool.connection() as connection:
             yield connection
+    except DatabaseError:
+        raise
     except Exception as error:
         if not is_retryable(error):
             raise

@@ -9,6 +9,7 @@ from tests.experiments import definition
 from tests.shadow_service import ACME, Shadow, assigned, report, running_shadow
 
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import SchemaMissing
 from tollkeeper.kernel.ids import TenantId
 from tollkeeper.shadow.errors import (
     DefinitionInvalid,
@@ -102,6 +103,16 @@ async def test_a_list_of_outcomes_asks_once_for_an_experiment_that_is_not_there(
     assert {ExperimentNotFound} == set(map(type, results))
     assert len(outcomes) == len(results)
     assert ["gone"] == asked.names
+
+
+async def test_what_is_wrong_with_the_database_stays_the_database_layers_error(
+    shadow: Shadow, shadow_owner: Connection
+) -> None:
+    """Whose words, as of functions and hosts, no caller is shown."""
+    await shadow_owner.execute("DROP FUNCTION create_experiment(text, text, jsonb)")
+
+    with pytest.raises(SchemaMissing):
+        await shadow.service.create("checkout", definition(), ACME)
 
 
 async def test_pages_follow_each_other(shadow: Shadow) -> None:
