@@ -180,7 +180,8 @@ def test_the_headline_says_what_counts() -> None:
     assert analysis.last_look is not None
     gone = msgspec.structs.replace(analysis.last_look, is_expired=True)
     expired = msgspec.structs.replace(analysis, last_look=gone)
-    deployable = msgspec.structs.replace(report("two"), deployed=None)
+    deployable = msgspec.structs.replace(report("two"), deployed=None, state="running")
+    taken_back = msgspec.structs.replace(report("two"), deployed=None)
 
     assert ("Deployed: everybody gets b.", "good") == headline_of(report("two"))
     assert ("No look has been taken yet: nothing is decided.", "plain") == headline_of(
@@ -188,6 +189,7 @@ def test_the_headline_says_what_counts() -> None:
     )
     assert "has expired" in headline_of(Report(analysis=expired)).text
     assert "rejects" not in headline_of(deployable).text
+    assert "may be deployed" not in headline_of(taken_back).text
     assert "conditions do not hold yet" in headline_of(report("four")).text
     assert "of variants that are no better" in promise_of(report("four"))
 
