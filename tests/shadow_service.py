@@ -40,6 +40,7 @@ class Shadow:
     service: ShadowService
     decider: Decider
     registry: CollectorRegistry
+    metrics: ShadowMetrics
 
     async def running(
         self, name: str = "checkout", *, wanted: Definition | None = None
@@ -124,4 +125,5 @@ async def running_shadow(
                 instruments=Instruments(clock=clock, entropy=entropy_in_blocks(), code="a test"),
             ),
             registry=registry,
+            metrics=metrics,
         )  # fmt: skip

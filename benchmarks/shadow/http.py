@@ -5,7 +5,9 @@ choice that an assigned unit asks for again, which is what a caller without the 
 waits for. Beside the rates: that the counters are what a recount of all rows gives.
 """
 
+import asyncio
 import itertools
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from benchmarks.credits.http import free_port
 from benchmarks.credits.load import BATCH_SIZE, in_process
 from benchmarks.figures import Figure, load_note
 from benchmarks.measure import Load, Sample, Step, closed_loop, median_percentiles, median_rate
+from tollkeeper.client import Chooser, ShadowClient
 from tollkeeper.client.connection import Connection, Headers, parse_origin
 from tollkeeper.config import Settings
 from tollkeeper.database.connect import connector
@@ -33,6 +36,9 @@ CALLERS: Final = 100
 BATCH_CALLERS: Final = 8
 CHOOSERS: Final = 1
 """A single caller: what one choice takes, and not how long others are waited for."""
+
+CHOICES: Final = 20_000
+"""Units for which a variant is chosen in process."""
 
 _JSON: Headers = (("Content-Type", "application/json"),)
 
@@ -99,6 +105,7 @@ async def _measure(bench: Bench) -> list[Figure]:
             figures.append(_rate(part, samples))
         choose = rounds(Request.CHOICE, CHOOSERS)
         figures += _choice(tuple([await choose() for _ in range(bench.rounds)]))
+        figures += await _choice_in_process(url, stack.api_key)
         figures.append(await _recounted(stack.dsn("shadow")))
     return figures
 
@@ -157,6 +164,38 @@ def _choice(samples: tuple[Sample, ...]) -> list[Figure]:
             samples=samples, note=load_note(samples),
         ),
     ]  # fmt: skip
+
+
+async def _choice_in_process(url: str, api_key: str) -> list[Figure]:
+    """Choose for new units and again, in a process that reports its choices meanwhile."""
+    new_us: list[float] = []
+    known_us: list[float] = []
+    async with (
+        ShadowClient(url, api_key, connections=1) as client,
+        Chooser(client) as chooser,
+    ):
+        while chooser.choose(EXPERIMENT, "first").status == "unavailable":  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # the first snapshot is on its way
+        for first in range(0, CHOICES, BATCH_SIZE):
+            for took_us in (new_us, known_us):
+                for number in range(first, first + BATCH_SIZE):
+                    unit_id = f"chosen-{number}"
+                    began_ns = time.perf_counter_ns()
+                    chooser.choose(EXPERIMENT, unit_id)
+                    took_us.append((time.perf_counter_ns() - began_ns) / 1_000)
+            await asyncio.sleep(0)  # its task reports
+    figures = []
+    for what, took_us in (("new", new_us), ("known", known_us)):
+        ordered = sorted(took_us)
+        p50_us, p99_us = ordered[len(ordered) // 2], ordered[len(ordered) * 99 // 100]
+        figures += [
+            Figure(what=f"choice in process, {what} unit, P50", value=p50_us, unit="us"),
+            Figure(
+                what=f"choice in process, {what} unit, P99", value=p99_us, unit="us", target=50.0,
+                at_most=True, note=f"{len(ordered)} single choices",
+            ),
+        ]  # fmt: skip
+    return figures
 
 
 async def _recounted(dsn: str) -> Figure:

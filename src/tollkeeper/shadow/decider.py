@@ -401,6 +401,7 @@ class Decider:
 
     def _tell(self, decision: Decision, experiment_id: ExperimentId) -> None:
         self._metrics.decided(decision.kind, decision.verdict)
+        self._metrics.show_best(experiment_id, best_of(decision))
         _log.info(
             "shadow.look_taken", experiment=experiment_id, look=decision.look,
             verdict=decision.verdict.value, sequence=decision.sequence,

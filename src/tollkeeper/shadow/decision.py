@@ -164,8 +164,9 @@ def chain_hash(decision: Decision) -> bytes:
     """Return the hash of a decision, as the database makes it (`record_decision`)."""
     fields = [
         decision.experiment_no, decision.sequence, decision.kind, decision.look,
-        micros(decision.decided_at), micros(decision.as_of), str(decision.verdict),
-        decision.variant_no, decision.seed, decision.code, decision.document,
+        micros(decision.decided_at), micros(decision.as_of),
+        None if decision.expires_at is None else micros(decision.expires_at),
+        str(decision.verdict), decision.variant_no, decision.seed, decision.code, decision.document,
     ]  # fmt: skip
     # As PostgreSQL writes jsonb: a space after each comma, and no escapes beyond ASCII.
     text = json.dumps(fields, ensure_ascii=False, separators=(", ", ": "))

@@ -10,7 +10,7 @@ import contextlib
 import structlog
 
 from tollkeeper.kernel.clock import Clock
-from tollkeeper.shadow.decider import Decider, best_of
+from tollkeeper.shadow.decider import Decider
 from tollkeeper.shadow.looks import due_look
 from tollkeeper.shadow.metrics import DecisionMetrics
 
@@ -50,9 +50,7 @@ class Evaluator:
         due = [each for each in standings if due_look(each) is not None]
         self._metrics.show_overdue(len(due))
         for standing in due:
-            decision = await self._decider.take_look(standing)
-            if decision is not None:
-                self._metrics.show_best(standing.experiment_id, best_of(decision))
+            await self._decider.take_look(standing)
         if is_census:
             self._metrics.show_experiments(await self._decider.counts())
             self._metrics.show_untested(await self._decider.without_testing())

@@ -50,7 +50,7 @@ def html_of(report: Report) -> str:
         guardrails=_guardrail_rows(analysis),
         ratios=_ratio_rows(analysis),
         corrections=_correction_rows(analysis),
-        left=_left(analysis),
+        left=None if report.state == "ended" else _left(analysis),
         hidden=max(0, len(analysis.arms) - len(report.shown)),
         past=[_past_row(past) for past in report.past],
     )

@@ -222,7 +222,7 @@ def draw_lift(axes: "Axes", report: Report) -> None:
             axes.plot(units * 2, [*lows, *highs], color=COLOURS[place], lw=1.2)
         tail = -(-len(points) // 4)  # the first looks know little and would hide the rest
         settled = slice(min(tail, len(points) - 1), None)
-        bounds += [*lows[settled], *highs[settled], *lifts]
+        bounds += [*lows[settled], *highs[settled]]
     if not is_known:
         _say_nothing(axes, "no lift can be told yet")
         return

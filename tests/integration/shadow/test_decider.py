@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import msgspec
 import pytest
-from prometheus_client import CollectorRegistry
 from tests.clocks import SetClock
 from tests.experiments import definition
 from tests.shadow_service import ACME, Shadow, report, running_shadow
@@ -23,7 +22,6 @@ from tollkeeper.shadow.errors import (
     VariantUnknown,
 )
 from tollkeeper.shadow.evaluator import Evaluator
-from tollkeeper.shadow.metrics import DecisionMetrics
 from tollkeeper.shadow.model import (
     Adaptive,
     Direction,
@@ -340,8 +338,8 @@ async def test_counting_waits_for_a_decision_and_a_decision_for_counting(
 async def test_the_evaluator_looks_and_counts(shadow: Shadow, shadow_owner: Connection) -> None:
     await shadow.running()
     await shadow.serve(1_600, WINNING)
-    registry = CollectorRegistry()
-    evaluator = Evaluator(shadow.decider, clock=SystemClock(), metrics=DecisionMetrics(registry))
+    registry = shadow.registry
+    evaluator = Evaluator(shadow.decider, clock=SystemClock(), metrics=shadow.metrics.decisions)
 
     await evaluator.round(is_census=True)
 

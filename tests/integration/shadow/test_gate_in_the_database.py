@@ -298,6 +298,7 @@ async def test_not_even_the_owner_edits_the_decisions(
         FORGED + "VALUES (gen_random_uuid(), 1, 4711, 1, '\\x00', 'x')",
         f"{FORGED} SELECT gen_random_uuid(), 1, 1, 1, input_digest, 'x' FROM decisions LIMIT 1",
         "UPDATE decisions SET seed = 2",
+        "UPDATE decisions SET expires_at = expires_at + interval '9 days'",
         "UPDATE decisions SET document = '{\"p\": 1}'",
         "UPDATE decisions SET verdict = 'hold' WHERE kind = 'look'",
         "UPDATE deployments SET variant_no = 0",

@@ -495,6 +495,7 @@ DECLARE
     counted numeric;
     wrong text;
     moment_now timestamptz := clock_timestamp();
+    expiry timestamptz := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
     digest bytea := sha256(convert_to(given_inputs, 'UTF8'));
     chained bytea;
     made bigint;
@@ -537,8 +538,8 @@ BEGIN
         coalesce(before.hash, '\x'::bytea) || digest
         || sha256(convert_to(
             jsonb_build_array(
-                which, coalesce(before.sequence, 0) + 1, what, wanted_look, micros(moment_now), micros(moment), said,
-                candidate, given_seed, given_code, given_document
+                which, coalesce(before.sequence, 0) + 1, what, wanted_look, micros(moment_now), micros(moment),
+                micros(expiry), said, candidate, given_seed, given_code, given_document
             )::text, 'UTF8'
         ))
     );
@@ -548,7 +549,7 @@ BEGIN
     )
     VALUES (
         which, coalesce(before.sequence, 0) + 1, wanted_look, moment_now, moment,
-        CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END, given_seed, candidate,
+        expiry, given_seed, candidate,
         what, said, digest, coalesce(before.hash, '\x'::bytea), chained, given_code, given_inputs, given_document
     )
     RETURNING decision_no INTO made;
@@ -740,8 +741,8 @@ SET search_path = public, pg_temp AS $$
                 d.prev_hash || d.input_digest
                 || sha256(convert_to(
                     jsonb_build_array(
-                        d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of), d.verdict,
-                        d.variant_no, d.seed, d.code, d.document
+                        d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of),
+                        micros(d.expires_at), d.verdict, d.variant_no, d.seed, d.code, d.document
                     )::text, 'UTF8'
                 ))
             )
