@@ -5,6 +5,7 @@ Who a unit is assigned to follows from its id and the weights of an epoch alone,
 can choose by itself and report later; the first exposure that is recorded stands.
 """
 
+import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -102,6 +103,7 @@ class ShadowService:
         self._allocations: dict[tuple[int, int], tuple[int, Allocation]] = {}
         self._shown: tuple[Experiment, ...] = ()
         self._shown_at_s = -math.inf
+        self._showing: asyncio.Task[tuple[Experiment, ...]] | None = None
 
     async def create(
         self, experiment_id: str, definition: Definition, tenant_id: TenantId
@@ -174,7 +176,7 @@ class ShadowService:
             if change.weights is not None:
                 experiment = await self._reweigh(connection, experiment, change.weights)
         self._catalogue.learn(experiment)
-        self._shown_at_s = -math.inf
+        self._shown_at_s, self._showing = -math.inf, None
         _log.info(
             "shadow.experiment_changed", experiment=experiment_id, tenant=experiment.tenant_id,
             state=experiment.state.value, version=experiment.version,
@@ -250,17 +252,30 @@ class ShadowService:
 
     async def snapshot(self, tenant_id: TenantId | None) -> Snapshot:
         """Return what a client needs to choose variants by itself, a second old at most."""
-        now_s = self._clock.monotonic_s()
-        if now_s - self._shown_at_s >= FRESH_FOR_S:
-            async with self._reads.connection() as connection:
-                found = await self._store.of_interest(connection, limit=SNAPSHOT_LIMIT)
-            self._shown, self._shown_at_s = tuple(found), now_s
+        shown = self._shown
+        if self._clock.monotonic_s() - self._shown_at_s >= FRESH_FOR_S:
+            if self._showing is None:  # who asks while another does gets the same answer
+                self._showing = asyncio.create_task(self._show())
+                self._showing.add_done_callback(_take_note)
+            shown = await asyncio.shield(self._showing)
         experiments = tuple(
-            each for each in self._shown if tenant_id is None or each.tenant_id == tenant_id
+            each for each in shown if tenant_id is None or each.tenant_id == tenant_id
         )
         versions = [(each.experiment_no, each.version) for each in experiments]
         digest = hashlib.sha256(msgspec.json.encode(versions)).hexdigest()[:32]
         return Snapshot(version=digest, experiments=experiments)
+
+    async def _show(self) -> tuple[Experiment, ...]:
+        began_s, showing = self._clock.monotonic_s(), asyncio.current_task()
+        try:
+            async with self._reads.connection() as connection:
+                found = tuple(await self._store.of_interest(connection, limit=SNAPSHOT_LIMIT))
+            if self._showing is showing:  # otherwise something was changed meanwhile
+                self._shown, self._shown_at_s = found, began_s
+        finally:
+            if self._showing is showing:
+                self._showing = None
+        return found
 
     async def _redefine(
         self, connection: Connection, experiment: Experiment, definition: Definition
@@ -400,6 +415,11 @@ async def lent(pool: Pool) -> AsyncIterator[Connection]:
             raise
         reason = str(error) or type(error).__name__
         raise ShadowUnavailable(attempts=1, reason=reason) from error
+
+
+def _take_note(showing: asyncio.Task[tuple[Experiment, ...]]) -> None:
+    if not showing.cancelled():
+        showing.exception()  # who asked may have left: nobody else takes note of it
 
 
 def _check_profile(definition: Definition) -> None:

@@ -1,5 +1,6 @@
 """Experiments are made, changed, assigned and measured as asked, or not at all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -86,10 +87,15 @@ class Asked(ExperimentStore):
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.snapshots = 0
 
     async def read(self, connection: Connection, experiment_id: str) -> Experiment | None:
         self.names.append(experiment_id)
         return await super().read(connection, experiment_id)
+
+    async def of_interest(self, connection: Connection, *, limit: int) -> list[Experiment]:
+        self.snapshots += 1
+        return await super().of_interest(connection, limit=limit)
 
 
 async def test_a_list_of_outcomes_asks_once_for_an_experiment_that_is_not_there(
@@ -103,6 +109,20 @@ async def test_a_list_of_outcomes_asks_once_for_an_experiment_that_is_not_there(
     assert {ExperimentNotFound} == set(map(type, results))
     assert len(outcomes) == len(results)
     assert ["gone"] == asked.names
+
+
+async def test_who_asks_for_the_snapshot_at_once_has_it_read_once(shadow_dsn: str) -> None:
+    asked = Asked()
+    async with running_shadow(shadow_dsn, store=asked) as shadow:
+        await shadow.running()
+        seen = await asyncio.gather(*(shadow.service.snapshot(ACME) for _ in range(50)))
+        snapshots = asked.snapshots
+        await shadow.service.change("checkout", ACME, Change(state=ExperimentState.PAUSED))
+        (after,) = (await shadow.service.snapshot(ACME)).experiments
+
+    assert {1} == {len(snapshot.experiments) for snapshot in seen}
+    assert 1 == snapshots
+    assert ExperimentState.PAUSED is after.state
 
 
 async def test_what_is_wrong_with_the_database_stays_the_database_layers_error(
