@@ -115,6 +115,7 @@ def test_an_experiment_from_its_definition_to_its_rollback(
     assert "sales fell" == back["reason"]
     ended = done(shadow.run("shadow", "assign", name, "user-1", "--json")).json()
     assert ("ended", "old") == (ended["status"], ended["variant"])
+    assert "(of then: the experiment has ended)" in done(shadow.run("shadow", "analyse", name)).out
 
 
 def test_what_the_gate_refuses_is_said_condition_by_condition(

@@ -107,8 +107,13 @@ def refusal(*options: str, **settings: str) -> str:
 
 
 @contextmanager
-def up(data: Path, *options: str, settings: Mapping[str, str] | None = None) -> Iterator[Up]:
-    port, shadow_port = free_port(), free_port()
+def up(
+    data: Path,
+    *options: str,
+    settings: Mapping[str, str] | None = None,
+    shadow_port: int | None = None,
+) -> Iterator[Up]:
+    port, shadow_port = free_port(), shadow_port or free_port()
     process = subprocess.Popen(
         command(
             "--data", str(data), "--port", str(port), "--shadow-port", str(shadow_port), *options
@@ -309,7 +314,10 @@ def test_configured_databases_are_used_instead_of_the_embedded_one(
     server.create_database("up_access")
     dsns = {"TOLLKEEPER_CREDITS_DSN": empty_dsn, "TOLLKEEPER_ACCESS_DSN": server.dsn("up_access")}
 
-    with up(tmp_path, settings=dsns) as running:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,  # where experiments are not served anyway
+        up(tmp_path, settings=dsns, shadow_port=other.getsockname()[1]) as running,
+    ):
         assert topped_up(running, 500, "first").status_code == 201
         assert "TOLLKEEPER_SHADOW_DSN is not set" in running.shown
         assert not (tmp_path / "postgres").exists()

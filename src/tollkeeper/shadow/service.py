@@ -16,6 +16,7 @@ import structlog
 
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import TenantId
@@ -227,9 +228,17 @@ class ShadowService:
         results: list[Recorded | ShadowError | OutcomeFailed | None] = [None] * len(outcomes)
         asked: list[Request] = []
         places: list[int] = []
+        seen: dict[str, Experiment | ExperimentNotFound] = {}
         for place, outcome in enumerate(outcomes):
+            name = outcome.experiment_id
+            if name not in seen:
+                seen[name] = await self._seen(name, tenant_id)
+            experiment = seen[name]
+            if isinstance(experiment, ExperimentNotFound):
+                results[place] = experiment
+                continue
             try:
-                asked.append(await self._report(outcome, tenant_id))
+                asked.append(_reported(outcome, experiment))
                 places.append(place)
             except ShadowError as error:
                 results[place] = error
@@ -338,22 +347,15 @@ class ShadowService:
             self._allocations[key] = kept
         return allocate(kept[1], unit_id)
 
-    async def _report(self, outcome: ReportedOutcome, tenant_id: TenantId | None) -> Record:
-        found = await self._catalogue.find(outcome.experiment_id)
-        experiment = visible(found, outcome.experiment_id, tenant_id)
-        name = experiment.experiment_id
-        if experiment.state is ExperimentState.DRAFT:
-            raise ExperimentNotRunning(experiment_id=name, state=experiment.state)
-        return Record(
-            experiment_no=experiment.experiment_no,
-            unit_id=outcome.unit_id,
-            shard=shard_of(outcome.unit_id),
-            version=experiment.version,
-            outcome_id=outcome.outcome_id,
-            metric_no=experiment.definition.metric_no(name, outcome.metric),
-            value_micro=outcome.value_micro,
-            occurred_at=outcome.occurred_at,
-        )
+    async def _seen(
+        self, experiment_id: str, tenant_id: TenantId | None
+    ) -> Experiment | ExperimentNotFound:
+        """Find an experiment for a whole list: one that is not there is not in the catalogue."""
+        try:
+            found = await self._catalogue.find(experiment_id)
+            return visible(found, experiment_id, tenant_id)
+        except ExperimentNotFound as error:
+            return error
 
 
 def allocation_of(experiment: Experiment, epoch: int) -> Allocation:
@@ -384,10 +386,15 @@ def visible(
 
 @asynccontextmanager
 async def lent(pool: Pool) -> AsyncIterator[Connection]:
-    """Lend a connection; what may succeed when it is tried again is the caller's to repeat."""
+    """Lend a connection; what may succeed when it is tried again is the caller's to repeat.
+
+    What the database layer knows stays its own error: its words are not for callers.
+    """
     try:
         async with pool.connection() as connection:
             yield connection
+    except DatabaseError:
+        raise
     except Exception as error:
         if not is_retryable(error):
             raise
@@ -407,6 +414,28 @@ def _uncounted(experiment: Experiment, unit: AssignUnit, status: AssignmentStatu
         number = experiment.definition.control_no
     return Assigned(
         unit_id=unit.unit_id, status=status, variant=experiment.definition.names[number]
+    )
+
+
+def _reported(outcome: ReportedOutcome, experiment: Experiment) -> Record:
+    """Return what is to be counted of an outcome.
+
+    Raises:
+        ExperimentNotRunning: it is a draft.
+        MetricUnknown: it has no such metric.
+    """
+    name = experiment.experiment_id
+    if experiment.state is ExperimentState.DRAFT:
+        raise ExperimentNotRunning(experiment_id=name, state=experiment.state)
+    return Record(
+        experiment_no=experiment.experiment_no,
+        unit_id=outcome.unit_id,
+        shard=shard_of(outcome.unit_id),
+        version=experiment.version,
+        outcome_id=outcome.outcome_id,
+        metric_no=experiment.definition.metric_no(name, outcome.metric),
+        value_micro=outcome.value_micro,
+        occurred_at=outcome.occurred_at,
     )
 
 

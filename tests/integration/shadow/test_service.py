@@ -9,6 +9,7 @@ from tests.experiments import definition
 from tests.shadow_service import ACME, Shadow, assigned, report, running_shadow
 
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import SchemaMissing
 from tollkeeper.kernel.ids import TenantId
 from tollkeeper.shadow.errors import (
     DefinitionInvalid,
@@ -23,8 +24,10 @@ from tollkeeper.shadow.errors import (
     ProfileUnknown,
     StateRefused,
 )
+from tollkeeper.shadow.experiment_store import ExperimentStore
 from tollkeeper.shadow.model import (
     Adaptive,
+    Experiment,
     ExperimentState,
     Holdout,
     Metric,
@@ -75,6 +78,41 @@ async def test_an_experiment_of_another_tenant_is_not_there(shadow: Shadow) -> N
     assert isinstance(refused, ExperimentNotFound)
     assert () == (await shadow.service.snapshot(OTHER)).experiments
     assert [] == await shadow.service.page(OTHER, state=None, after=0, limit=10)
+
+
+class Asked(ExperimentStore):
+    """Remembers what was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    async def read(self, connection: Connection, experiment_id: str) -> Experiment | None:
+        self.names.append(experiment_id)
+        return await super().read(connection, experiment_id)
+
+
+async def test_a_list_of_outcomes_asks_once_for_an_experiment_that_is_not_there(
+    shadow_dsn: str,
+) -> None:
+    asked = Asked()
+    outcomes = [report(f"u-{number}", name="gone") for number in range(100)]
+    async with running_shadow(shadow_dsn, store=asked) as shadow:
+        results = await shadow.service.record(outcomes, ACME)
+
+    assert {ExperimentNotFound} == set(map(type, results))
+    assert len(outcomes) == len(results)
+    assert ["gone"] == asked.names
+
+
+async def test_what_is_wrong_with_the_database_stays_the_database_layers_error(
+    shadow: Shadow, shadow_owner: Connection
+) -> None:
+    """Whose words, as of functions and hosts, no caller is shown."""
+    await shadow_owner.execute("DROP FUNCTION create_experiment(text, text, jsonb)")
+
+    with pytest.raises(SchemaMissing):
+        await shadow.service.create("checkout", definition(), ACME)
 
 
 async def test_pages_follow_each_other(shadow: Shadow) -> None:
