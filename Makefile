@@ -57,8 +57,9 @@ check: $(STAMP) ## format, lint, types, import contracts, SQL lint, unit tests
 bench: $(STAMP) ## the figures of the README, measured here (ARGS=--quick: a first look)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-soak: $(STAMP) ## 200 kills under load; growth to ten million transactions
+soak: $(STAMP) ## 200 kills under load; 2,000 examples of each property; growth to ten million transactions
 	@TOLLKEEPER_KILLS=200 $(BIN)/python -m pytest -q tests/acceptance/test_kills.py
+	@TOLLKEEPER_EXAMPLES=2000 $(BIN)/python -m pytest -q -n auto tests/property
 	@$(BIN)/python -m benchmarks --only growth $(ARGS)
 
 lock: $(STAMP) ## resolve requirements.lock anew
