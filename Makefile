@@ -34,8 +34,10 @@ demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: en
 # What hammers one thing ten thousand times, or starts everything anew, takes up to twice as long when every line is
 # counted. The rest of the tests reaches the coverage that is asked for.
 UNTRACED := tests/property tests/integration/credits/test_reference.py tests/integration/credits/test_model.py \
+  tests/migration/test_previous_release.py $(addprefix tests/unit/shadow/test_, simulation.py calibration.py) \
   $(addprefix tests/acceptance/test_, \
-    openapi.py fuzz.py kills.py two_services.py full_disk.py up.py demo.py)
+    openapi.py fuzz.py kills.py two_services.py full_disk.py up.py demo.py bad_input.py failover.py \
+    http_face.py life.py masking.py replay.py tenants.py shadow_document.py shadow_tenants.py)
 
 test: $(STAMP) ## all tests, on a real PostgreSQL for each of as many processes as there are cores
 	@.ci/pgbouncer $(VENV)/pgbouncer
@@ -43,6 +45,7 @@ test: $(STAMP) ## all tests, on a real PostgreSQL for each of as many processes 
 	@$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report= $(ARGS) $(UNTRACED:%=--ignore=%)
 	@$(BIN)/coverage report --include='src/tollkeeper/credits/*' --fail-under=95
 	@$(BIN)/coverage report --include='src/tollkeeper/access/*' --fail-under=95
+	@$(BIN)/coverage report --include='src/tollkeeper/shadow/*' --fail-under=95
 	@$(BIN)/coverage report --include='src/tollkeeper/database/*' --fail-under=90
 	@$(BIN)/coverage report --include='src/tollkeeper/migrate/*' --fail-under=90
 

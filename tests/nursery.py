@@ -33,6 +33,7 @@ START = "from tests.nursery import tend; tend()"
 IMPORTED = (
     "tollkeeper.app",
     "tollkeeper.cli",
+    "tollkeeper.experiments",
     "tollkeeper.worker",
     "typer.rich_utils",
     "uvicorn.main",
