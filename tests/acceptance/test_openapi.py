@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 EXAMPLES = 10
 """Requests for each operation, and as many that the document forbids."""
 
-WALKS, STEPS = 10, 20
+WALKS, STEPS = 14, 20
 """How often an account is opened to follow the document's links, and how far."""
 
 
