@@ -1,11 +1,7 @@
-"""The services: which routes each has, and what it is made of.
+"""The credits service: which routes it has, and what it is made of.
 
 What is the same for all of them is in `frame.py`, how their processes live in `serving.py`.
-NumPy and SciPy are loaded by the service that calculates only: 0.25 s of CPU time, and 40 MB.
 """
-
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING
 
 from tollkeeper.access.api import PROBLEMS as ACCESS_PROBLEMS
 from tollkeeper.access.api import KeysApi
@@ -19,14 +15,8 @@ from tollkeeper.credits.hold_api import HoldsApi
 from tollkeeper.credits.usage_api import UsageApi
 from tollkeeper.frame import Busiest, Offer
 from tollkeeper.serving import Service, serve
-from tollkeeper.shadow.api import ExperimentsApi
-from tollkeeper.shadow.outcome_api import OutcomeApi
-from tollkeeper.shadow.route_facts import PROBLEMS as EXPERIMENT_PROBLEMS
 from tollkeeper.web.problem import SHARED_PROBLEMS, ProblemTable
 from tollkeeper.wiring import CreditsRuntime, credits_runtime
-
-if TYPE_CHECKING:
-    from tollkeeper.experiments import ShadowRuntime
 
 PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **CREDITS_PROBLEMS}
 """Every problem the credits service can answer."""
@@ -41,17 +31,6 @@ CREDITS_TAGS = {
     "keys": "Who may call. A key carries scopes, and may be bound to a tenant.",
 }
 """The groups of its reference page, in their order."""
-
-SHADOW_TAGS = {
-    "experiments": "What is compared, and how far it is. An experiment belongs to one tenant.",
-    "units": "Who gets which variant, and what came of it.",
-    "decisions": "What is known, and what the gate said of it.",
-    "deployments": "Variants that everybody gets. Each stands on a decision.",
-}
-"""The groups of its reference page, in their order."""
-
-SHADOW_PROBLEMS: ProblemTable = {**SHARED_PROBLEMS, **ACCESS_PROBLEMS, **EXPERIMENT_PROBLEMS}
-"""Every problem the shadow service can answer."""
 
 
 def offer_credits(runtime: CreditsRuntime) -> Offer:
@@ -80,48 +59,12 @@ def offer_credits(runtime: CreditsRuntime) -> Offer:
     )  # fmt: skip
 
 
-def offer_shadow(runtime: "ShadowRuntime") -> Offer:
-    """Return what the shadow service has of its own."""
-    from tollkeeper.shadow.decision_api import DecisionsApi
-
-    experiments = ExperimentsApi(runtime.experiments, problems=SHADOW_PROBLEMS)
-    outcomes = OutcomeApi(runtime.experiments, clock=runtime.clock, problems=SHADOW_PROBLEMS)
-    decisions = DecisionsApi(runtime.experiments, runtime.decider, problems=SHADOW_PROBLEMS)
-    return Offer(
-        title="Tollkeeper shadow",
-        description="Experiments that decide rightly, and a gate that no deployment walks around. "
-        "Bodies are JSON; lists page by cursor.",
-        tags=SHADOW_TAGS,
-        problems=SHADOW_PROBLEMS,
-        routes=(*experiments.routes(), *outcomes.routes(), *decisions.routes()),
-        busiest=Busiest(
-            prefix="/v1/experiments/",
-            parameter="experiment_id",
-            endings=outcomes.endings(),
-            paths=outcomes.paths(),
-        ),
-    )
-
-
-def _shadow_runtime(settings: Settings) -> AbstractAsyncContextManager["ShadowRuntime"]:
-    from tollkeeper.experiments import shadow_runtime
-
-    return shadow_runtime(settings)
-
-
 CREDITS = Service(
     name="credits",
     databases=("credits", "access"),
     port="credits_port",
     runtime=credits_runtime,
     offer=offer_credits,
-)
-SHADOW = Service(
-    name="shadow",
-    databases=("shadow", "access"),
-    port="shadow_port",
-    runtime=_shadow_runtime,
-    offer=offer_shadow,
 )
 
 
@@ -132,12 +75,3 @@ def serve_credits(settings: Settings) -> None:
         ConfigurationError: the port is taken, a DSN is missing, or its server will never do.
     """
     serve(settings, CREDITS)
-
-
-def serve_shadow(settings: Settings) -> None:
-    """Serve experiments until SIGTERM or Ctrl-C.
-
-    Raises:
-        ConfigurationError: the port is taken, a DSN is missing, or its server will never do.
-    """
-    serve(settings, SHADOW)
