@@ -30,6 +30,7 @@ from benchmarks.machine import Machine, server_facts, this_machine
 from benchmarks.migrate import copies, live
 from benchmarks.pool import side_by_side
 from benchmarks.posterior import side_by_side as statistics
+from benchmarks.shadow import http as shadow_http
 from benchmarks.shadow import outcomes
 from tollkeeper.database.connect import connector
 from tollkeeper.database.embedded import EmbeddedServer
@@ -46,6 +47,7 @@ BENCHMARKS: Mapping[str, Callable[[Bench], list[Figure]]] = {
     "pool": side_by_side.measure,
     "outcomes": outcomes.measure,
     "posterior": statistics.measure,
+    "shadow_http": shadow_http.measure,
     "http": http.measure,
     "balance_read": reads.measure,
     "startup": startup.measure,

@@ -1,8 +1,8 @@
 """The counting engine in process: outcomes one by one and in batches, and assignments.
 
-100 callers send outcomes of 50,000 units that are in an experiment of two arms and two metrics, or
-assign new units; a few callers send batches of 500 outcomes. Beside the rates: that the counters
-are what a recount of all rows gives.
+100 callers send outcomes of 50,000 units that came into an experiment of two arms and two metrics
+during the last 50 minutes, or assign new units; a few callers send batches of 500 outcomes. Beside
+the rates: that the counters are what a recount of all rows gives.
 """
 
 import itertools
@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import msgspec
@@ -45,6 +46,9 @@ CALLERS: Final = 100
 BATCH_CALLERS: Final = 4
 BATCH: Final = 500
 UNITS: Final = 50_000
+EXPOSED_DURING: Final = timedelta(minutes=50)
+"""Of the hour that outcomes of a unit count."""
+
 ROLE: Final = "tollkeeper_shadow"
 DEFINITION: Final = Definition(
     variants=(Variant(name="a", weight=0.5), Variant(name="b", weight=0.5)),
@@ -95,11 +99,11 @@ class Requests:
     numbers: "itertools.count[int]" = field(default_factory=itertools.count)
     dice: random.Random = field(default_factory=lambda: random.Random(0))
 
-    def exposure(self, unit_id: str) -> Expose:
+    def exposure(self, unit_id: str, exposed_at: datetime | None = None) -> Expose:
         """Assign a unit."""
         return Expose(
             experiment_no=self.experiment_no, unit_id=unit_id, shard=shard_of(unit_id), version=1,
-            variant_no=shard_of(unit_id) % 2, epoch=1, probability=0.5,
+            variant_no=shard_of(unit_id) % 2, epoch=1, probability=0.5, exposed_at=exposed_at,
         )  # fmt: skip
 
     def outcome(self) -> Record:
@@ -215,9 +219,16 @@ async def _running_experiment(dsn: str) -> int:
 
 
 async def _assign_units(engine: Engine, requests: Requests) -> None:
+    """Assign units over most of their window, so that their outcomes meet many counters."""
+    now = datetime.now(UTC)
     for start in range(0, UNITS, BATCH):
-        units = range(start, start + BATCH)
-        await engine.execute([requests.exposure(f"unit-{number:06d}") for number in units])
+        results = await engine.execute(
+            [
+                requests.exposure(f"unit-{number:06d}", now - EXPOSED_DURING * (number / UNITS))
+                for number in range(start, start + BATCH)
+            ]
+        )
+        assert all(type(result) is Exposed for result in results), results
 
 
 async def _differences(dsn: str, experiment_no: int) -> Figure:

@@ -26,7 +26,7 @@ from tollkeeper.kernel.ids import system_entropy
 from tollkeeper.migrate.backup_cli import app as migrate_app
 from tollkeeper.migrate.cli import exit_code_of
 from tollkeeper.migrate.errors import MigrationError
-from tollkeeper.shadow.explain_cli import app as shadow_app
+from tollkeeper.shadow.report_cli import app as shadow_app
 from tollkeeper.shadow.simulate_cli import register as register_simulate
 
 EXIT_FAILED = 1
@@ -149,7 +149,7 @@ def serve_shadow(
 ) -> None:
     """Serve experiments; needs TOLLKEEPER_SHADOW_DSN and TOLLKEEPER_ACCESS_DSN."""
     settings = _face(context).settings(shadow_port=port)
-    from tollkeeper.app import serve_shadow as serve  # what is wrong is said before it loads
+    from tollkeeper.shadow_app import serve_shadow as serve  # what is wrong is said before it loads
 
     serve(settings if host is None else replace(settings, host=host))
 

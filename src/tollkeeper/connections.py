@@ -41,6 +41,13 @@ SPARE_CONNECTIONS = 10
 """Of a server, left for the worker, migrations, psql and whoever looks after it."""
 
 
+DECIDING = 2
+"""Connections for decisions: one deployment and one look at a time, and others wait."""
+
+BESIDE_EXPERIMENTS = DECIDING + 4
+"""Connections of a service beside lanes and reads: changing experiments, decisions, checking keys,
+two health checks."""
+
 LAST_DECISIONS_S = 2.0
 """What was accepted is decided so long after the last caller has its answer or is gone."""
 

@@ -16,6 +16,7 @@ from tollkeeper.access.service import AccessService
 from tollkeeper.config import Settings
 from tollkeeper.connections import (
     ACCESS_ROLE,
+    DECIDING,
     last_decisions,
     open_database,
     opened_entrance,
@@ -53,13 +54,6 @@ TIMEOUTS = Timeouts(statement_s=10, lock_s=3, idle_in_transaction_s=15)
 
 DECIDING_TIMEOUTS = Timeouts(statement_s=60, lock_s=5, idle_in_transaction_s=60)
 """Of decisions: what a decision rests on is counted anew before it stands."""
-
-DECIDING = 2
-"""Connections for decisions: one deployment and one look at a time, and others wait."""
-
-BESIDE_EXPERIMENTS = DECIDING + 4
-"""Connections of a service beside lanes and reads: changing experiments, decisions, checking keys,
-two health checks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

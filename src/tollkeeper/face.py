@@ -227,6 +227,30 @@ class Face:
         """Print text to standard output as it is, but for what steers a terminal."""
         self.screen().text(text)
 
+    def write(self, path: Path, document: bytes) -> None:
+        """Write a file whole or not at all: beside it, synced, renamed.
+
+        Raises:
+            ConfigurationError: it cannot be written.
+        """
+        import os
+        import tempfile
+
+        beside: str | None = None
+        try:
+            number, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+            with os.fdopen(number, "wb") as file:
+                file.write(document)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)  # noqa: PTH105  # the name is a string
+        except OSError as error:
+            if beside is not None:
+                with suppress(OSError):
+                    Path(beside).unlink()
+            problem = f"cannot write {path}: {(error.strerror or str(error)).lower()}."
+            raise ConfigurationError(problem=problem) from error
+
     def facts(self, title: str, facts: "Sequence[Fact]") -> None:
         """Print named facts below each other."""
         self.screen().facts(title, facts)

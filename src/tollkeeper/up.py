@@ -20,13 +20,12 @@ from pathlib import Path
 
 from tollkeeper.backups import backup_equipment, folder_of
 from tollkeeper.config import Settings, cannot_listen, check_session, mask_dsn, variable_of
-from tollkeeper.connections import SPARE_CONNECTIONS, check_databases
+from tollkeeper.connections import BESIDE_EXPERIMENTS, SPARE_CONNECTIONS, check_databases
 from tollkeeper.credits.keyfile import ensure_key
 from tollkeeper.database.embedded import EmbeddedServer, claim_directory, explained
 from tollkeeper.database.errors import EmbeddedError
 from tollkeeper.database.holder import DirectoryLock
 from tollkeeper.database.server_settings import MAX_CONNECTIONS
-from tollkeeper.experiments import BESIDE_EXPERIMENTS
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.kernel.errors import ConfigurationError
 from tollkeeper.kernel.ids import system_token

@@ -360,3 +360,37 @@ def test_without_a_service_the_command_says_what_to_do(shadow: ShadowService) ->
 
     assert 1 == finished.code
     assert "cannot be reached" in finished.err
+
+
+def test_a_profile_that_errs_often_carries_a_warning(
+    shadow: ShadowService, name: str, tmp_path: Path
+) -> None:
+    done(shadow.run("shadow", "create", name, *BINARY, "--profile", "as-specified@1", "--start"))
+    variants = assigned(shadow, name, [f"user-{number}" for number in range(300)], tmp_path)
+    file = outcomes_in(tmp_path / "outcomes.csv", variants, RATES)
+    done(shadow.run("shadow", "outcome", name, "--file", str(file)))
+    shown = done(shadow.run("shadow", "analyse", name)).out
+
+    assert "Conditions now: they decide" not in shown
+    assert "use default@1" in shown
+    assert "no planned looks" in done(shadow.run("shadow", "show", name)).out
+
+
+def test_a_report_is_written_whole_or_not_at_all(
+    shadow: ShadowService, proven: str, tmp_path: Path
+) -> None:
+    page, picture = tmp_path / "report.html", tmp_path / "report.png"
+    finished = done(
+        shadow.run("shadow", "report", proven, "--html", str(page), "--png", str(picture))
+    )
+    nowhere = shadow.run("shadow", "report", proven, "--html", str(tmp_path / "no" / "r.html"))
+    unknown = shadow.run("shadow", "report", "nobody-has-it", "--png", str(tmp_path / "n.png"))
+
+    assert proven in page.read_text(encoding="utf-8")
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n")
+    assert f"{page}: " in finished.err
+    assert (1, True) == (nowhere.code, "cannot write" in nowhere.err)
+    assert 3 == unknown.code
+    assert {page, picture, tmp_path / "no"} >= set(tmp_path.iterdir()) >= {page, picture}
+    for wrong in ((), ("--html", "x", "--png", "x")):
+        assert 2 == shadow.run("shadow", "report", proven, *wrong).code

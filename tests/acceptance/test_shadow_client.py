@@ -17,7 +17,7 @@ DEFINITION: DefinitionFields = {
     "variants": [{"name": "old"}, {"name": "new"}, {"name": "newest"}],
     "metrics": [{"name": "sale", "kind": "binary"}],
 }
-BY_HAND = ChooserLimits(poll_s=30, flush_s=0.01)
+BY_HAND = ChooserLimits(poll_s=30, flush_s=0.01, starting_s=20, closing_s=20)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ async def test_process_and_service_choose_alike(shadow: ShadowService) -> None:
     }
     async with ShadowClient(shadow.url, shadow.api_key) as client:
         await client.create(name, definition, start=True)
-        async with Chooser(client) as chooser:
+        async with Chooser(client, limits=BY_HAND) as chooser:
             chosen = [chooser.choose(name, unit, {"plan": "pro"}) for unit in UNITS]
         results = await client.assign_batch(name, UNITS)
 

@@ -17,8 +17,8 @@ from tests.acceptance.conftest import ShadowService, running_shadow
 from tests.conftest import Databases
 from tests.documents import request_of
 
-from tollkeeper.app import SHADOW_PROBLEMS
 from tollkeeper.shadow.route_facts import EXAMPLE_ID
+from tollkeeper.shadow_app import PROBLEMS
 
 if TYPE_CHECKING:
     from schemathesis.specs.openapi.schemas import OpenApiOperation
@@ -102,7 +102,7 @@ def test_page_names_every_route_and_problem_and_loads_nothing(
     links = set(re.findall(r'href="#([^"]+)"', page))
 
     assert [] == [path for path in paths if f"<code>{path}</code>" not in page]
-    assert [] == [kind.type for kind in SHADOW_PROBLEMS.values() if kind.type not in page]
+    assert [] == [kind.type for kind in PROBLEMS.values() if kind.type not in page]
     assert ["data:,", "/schema/openapi.json"] == loads
     assert links <= set(re.findall(r'id="([^"]+)"', page))
 

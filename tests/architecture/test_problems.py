@@ -3,10 +3,11 @@
 import pytest
 
 from tollkeeper.access.errors import AccessError
-from tollkeeper.app import PROBLEMS, SHADOW_PROBLEMS
+from tollkeeper.app import PROBLEMS
 from tollkeeper.credits.errors import CreditsError
 from tollkeeper.kernel.errors import TollkeeperError
 from tollkeeper.shadow.errors import ShadowError
+from tollkeeper.shadow_app import PROBLEMS as SHADOW_PROBLEMS
 from tollkeeper.web.errors import WebError
 from tollkeeper.web.problem import INTERNAL, ProblemTable, kind_of
 

@@ -343,7 +343,7 @@ async def schema(connection: Connection) -> list[tuple[object, ...]]:
         FROM relation WHERE relkind IN ('i', 'I')
         UNION ALL
         SELECT 'trigger', relname, tgname, pg_get_triggerdef(t.oid), NULL
-        FROM relation JOIN pg_trigger AS t ON tgrelid = relation.oid
+        FROM relation JOIN pg_trigger AS t ON tgrelid = relation.oid AND NOT t.tgisinternal
         UNION ALL
         SELECT 'function', proname, pg_get_functiondef(oid), proacl::text, NULL
         FROM pg_proc WHERE pronamespace = 'public'::regnamespace

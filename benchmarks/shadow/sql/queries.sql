@@ -13,3 +13,7 @@ SELECT count(*) FROM experiment_differences($1);
 -- outcomes --
 -- How many outcomes were counted.
 SELECT count(*) FROM outcomes AS o WHERE o.experiment_no = $1;
+
+-- number --
+-- The number of an experiment.
+SELECT e.experiment_no FROM experiments AS e WHERE e.experiment_id = $1;

@@ -14,12 +14,12 @@ from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from tollkeeper.client.errors import CallFailed, CallMalformed, ClientError
+from tollkeeper.client.errors import AnswerMalformed, CallFailed, CallMalformed, ClientError
 from tollkeeper.client.shadow import ShadowClient
 from tollkeeper.client.shadow_messages import (
     Assignment,
@@ -44,6 +44,9 @@ ID_LIMIT_BYTES = 128
 
 LEAST_PATIENCE_S = 10.0
 """Longest wait for a snapshot, unless they are further apart."""
+
+EPOCH_PATIENCE = timedelta(seconds=10)
+"""How long the processes of a service may take to tell each other of new weights."""
 
 _RUNNING = "running"
 _ASSIGNED = "assigned"
@@ -74,7 +77,8 @@ class ChooserLimits:
     `units` are remembered with their choice (about 300 bytes each); `waiting` choices are kept
     until they are reported, in batches of up to `batch` and at least every `flush_s`. The snapshot
     is asked for every `poll_s`; one that is older than `stale_after_s` assigns nobody new, since
-    the experiment may long have been paused.
+    the experiment may long have been paused. At the start the first snapshot is waited for, at the
+    end the last report.
     """
 
     units: int = 100_000
@@ -83,12 +87,14 @@ class ChooserLimits:
     flush_s: float = 0.2
     poll_s: float = 2.0
     stale_after_s: float = 300.0
+    starting_s: float = 2.0
     closing_s: float = 5.0
 
     def __post_init__(self) -> None:
         if min(self.units, self.waiting, self.batch) < 1:
             raise ValueError("a chooser needs room for a unit")
-        if min(self.flush_s, self.poll_s, self.stale_after_s, self.closing_s) <= 0:
+        times_s = (self.flush_s, self.poll_s, self.stale_after_s, self.starting_s, self.closing_s)
+        if min(times_s) <= 0:
             raise ValueError("a chooser needs times above 0")
 
 
@@ -134,7 +140,7 @@ class Chooser:
             asyncio.create_task(self._keep_reporting(), name="report choices"),
         ]
         with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.poll_s):
+            async with asyncio.timeout(self._limits.starting_s):
                 await self._fresh.wait()
         return self
 
@@ -212,7 +218,10 @@ class Chooser:
         snapshot = await self._client.snapshot(self._version)
         self._seen_s = self._clock.monotonic_s()
         if snapshot is not None:
-            self._take(snapshot)
+            try:
+                self._take(snapshot)
+            except ValueError as error:  # shares that do not sum to 1, a control that is no variant
+                raise AnswerMalformed(url="the snapshot", reason=str(error)) from error
         self._is_stale = False
 
     def _keep(self, key: tuple[str, str], choice: Choice, attributes: Attributes | None) -> None:
@@ -277,7 +286,7 @@ class Chooser:
                 later += exposures
                 continue
             for exposure, result in zip(exposures, results, strict=True):
-                if result is not None and result.status in _RETRIED_STATUSES:
+                if result is not None and self._may_pass(exposure, result):
                     later.append(exposure)
                 else:
                     self._learn(exposure, result)
@@ -313,6 +322,14 @@ class Chooser:
         half = len(exposures) // 2
         first = await self._deliver(experiment_id, exposures[:half])
         return first + await self._deliver(experiment_id, exposures[half:])
+
+    def _may_pass(self, exposure: "_Exposure", result: AssignmentResult) -> bool:
+        """Whether the service may take a choice later that it does not take now."""
+        if result.status in _RETRIED_STATUSES:
+            return True
+        # The snapshot may have come from another process, which knew the new weights before.
+        is_new = result.problem is not None and result.problem.name == "epoch-unknown"
+        return is_new and self._clock.now() - exposure.exposed_at < EPOCH_PATIENCE
 
     def _learn(self, exposure: "_Exposure", result: AssignmentResult | None) -> None:
         assignment = None if result is None else result.assignment

@@ -171,6 +171,10 @@ class Terminal(Protocol):
         """Print text to standard output as it is."""
         ...
 
+    def write(self, path: Path, document: bytes) -> None:
+        """Write a file whole or not at all."""
+        ...
+
     def json_lines(self, documents: Sequence[object]) -> None:
         """Print JSON documents to standard output, one a line."""
         ...

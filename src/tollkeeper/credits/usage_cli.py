@@ -3,9 +3,6 @@
 Adds its command to those of `freeze_cli.py`; importing this module is what puts it there.
 """
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -16,7 +13,6 @@ import typer
 
 from tollkeeper.credits.cli import AsJson, Ledger, Terminal, terminal_of
 from tollkeeper.credits.freeze_cli import app
-from tollkeeper.kernel.errors import ConfigurationError
 
 __all__ = ["app"]
 
@@ -151,7 +147,7 @@ def usage(
     if output is None:
         terminal.text(document.decode())
         return
-    _write(output, document)
+    terminal.write(output, document)
     terminal.say(f"{output}: {len(document):,} bytes")
 
 
@@ -208,28 +204,6 @@ def _consumed(total: TotalsView) -> str:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
-
-
-def _write(path: Path, document: bytes) -> None:
-    """Write a file whole or not at all: beside it, synced, renamed.
-
-    Raises:
-        ConfigurationError: it cannot be written.
-    """
-    beside: str | None = None
-    try:
-        number, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(number, "wb") as file:
-            file.write(document)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)  # noqa: PTH105  # the name is a string
-    except OSError as error:
-        if beside is not None:
-            with contextlib.suppress(OSError):
-                Path(beside).unlink()
-        problem = f"cannot write {path}: {(error.strerror or str(error)).lower()}."
-        raise ConfigurationError(problem=problem) from error
 
 
 def _metering(ledger: Ledger) -> UsageLedger:

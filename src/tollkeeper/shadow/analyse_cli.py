@@ -278,7 +278,9 @@ def _verdict_facts(found: AnalysisDocument, *, is_over: bool) -> list[Fact]:
             facts.append(("valid until (UTC)", moment_text(last.expires_at)))
     if is_over:
         return facts
-    if looks.next_due_at is not None:
+    if last is not None and last.verdict == "deploy" and not last.is_expired:
+        facts.append(("next look", "none while this verdict stands"))
+    elif looks.next_due_at is not None:
         soon = found.time_left.next_look_s
         when = "" if soon is None else f", in about {duration_text(soon)}"
         facts.append(("next look", f"at {looks.next_due_at:,} counted units{when}"))

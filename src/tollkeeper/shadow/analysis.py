@@ -24,6 +24,12 @@ from tollkeeper.shadow.figures import ArmFigures, arm_figures
 from tollkeeper.shadow.gate import judge
 from tollkeeper.shadow.looks import next_look_at
 from tollkeeper.shadow.model import Decision, Direction, MetricKind, Verdict
+from tollkeeper.shadow.posterior import (
+    BetaPosterior,
+    GammaPosterior,
+    NormalPosterior,
+    Posterior,
+)
 from tollkeeper.shadow.profiles import Characteristics, Profile, profile_of
 from tollkeeper.shadow.statistics import NO_STATISTICS
 
@@ -54,6 +60,17 @@ class DrawnArm(msgspec.Struct, frozen=True, kw_only=True):
     probability_lift: float | None
     """Null for the control."""
     probability_lift_error: float | None
+
+
+class PosteriorView(msgspec.Struct, frozen=True, kw_only=True):
+    """What is believed of a variant's mean.
+
+    Parameters are `alpha, beta` of a Beta (binary), `shape, rate` of a Gamma (count), or `mean,
+    kappa, alpha, beta` of a Normal-inverse-gamma (continuous).
+    """
+
+    variant: str
+    parameters: tuple[float, ...]
 
 
 class CrossCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,6 +194,8 @@ class Analysis(msgspec.Struct, frozen=True, kw_only=True):
     margin: float
     profile: str
     arms: tuple[ArmFigures, ...]
+    posteriors: tuple[PosteriorView, ...]
+    """Of every variant, in order; empty when there are none yet."""
     candidate: str | None
     """The challenger that is most probably best."""
     conditions: tuple[ConditionView, ...]
@@ -223,6 +242,7 @@ def analyse(inputs: str, *, seed: int, last_look: Decision | None) -> Analysis:
         margin=definition.margin,
         profile=profile.name,
         arms=arm_figures(evidence),
+        posteriors=_posteriors(evidence),
         candidate=None if judgement.candidate is None else definition.names[judgement.candidate],
         conditions=tuple(
             _condition(each) for each in judgement.conditions if each.name != "planned_looks"
@@ -296,6 +316,28 @@ def _condition(each: Condition) -> ConditionView:
         holds=each.holds,
         reason=each.reason,
     )
+
+
+def _posteriors(evidence: Evidence) -> tuple[PosteriorView, ...]:
+    try:
+        posteriors = evidence.posteriors(0)
+    except NotEnoughData:
+        return ()
+    return tuple(
+        PosteriorView(variant=name, parameters=_parameters(posterior))
+        for name, posterior in zip(evidence.definition.names, posteriors, strict=True)
+    )
+
+
+def _parameters(posterior: Posterior) -> tuple[float, ...]:
+    match posterior:
+        case BetaPosterior():
+            return posterior.alpha, posterior.beta
+        case GammaPosterior():
+            return posterior.shape, posterior.rate
+        case NormalPosterior():
+            return posterior.mean, posterior.kappa, posterior.alpha, posterior.beta
+    raise AssertionError("there is no other family")
 
 
 def _not_yet(evidence: Evidence) -> str | None:

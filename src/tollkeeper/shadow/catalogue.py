@@ -8,6 +8,7 @@ the last `FRESH_FOR_S`.
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from tollkeeper.database.driver import Connection
@@ -64,7 +65,7 @@ class Catalogue:
         if reading is None:
             reading = asyncio.create_task(self._read(experiment_id))
             self._reading[experiment_id] = reading
-            reading.add_done_callback(lambda _: self._reading.pop(experiment_id, None))
+            reading.add_done_callback(partial(self._read_it, experiment_id))
         return await asyncio.shield(reading)
 
     def learn(self, experiment: Experiment) -> None:
@@ -85,8 +86,14 @@ class Catalogue:
                 found[number] = held.rules
         if missing:
             for experiment in await self._store.by_numbers(connection, missing):
-                found[experiment.experiment_no] = self._hold(experiment, now_s).rules
+                self._hold(experiment, now_s)
+                found[experiment.experiment_no] = Rules.of(experiment)
         return found
+
+    def _read_it(self, experiment_id: str, reading: asyncio.Task[Experiment]) -> None:
+        del self._reading[experiment_id]
+        if not reading.cancelled():
+            reading.exception()  # who asked may have left: nobody else takes note of it
 
     async def _read(self, experiment_id: str) -> Experiment:
         began_s = self._clock.monotonic_s()
@@ -99,11 +106,13 @@ class Catalogue:
     def _hold(self, experiment: Experiment, seen_at_s: float) -> _Held:
         number = experiment.experiment_no
         known = self._held.pop(number, None)
-        if known is not None and known.experiment.version >= experiment.version:
+        if known is None or (
+            known.experiment.version != experiment.version and known.seen_at_s <= seen_at_s
+        ):
+            held = _Held(experiment, Rules.of(experiment), seen_at_s)
+        else:
             held = known  # as it was, or somebody read it later and was faster
             held.seen_at_s = max(held.seen_at_s, seen_at_s)
-        else:
-            held = _Held(experiment, Rules.of(experiment), seen_at_s)
         self._held[number] = held
         self._numbers[experiment.experiment_id] = number
         if len(self._held) > HELD_LIMIT:

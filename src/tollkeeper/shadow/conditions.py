@@ -187,7 +187,7 @@ def data_complete(case: Case) -> Condition:
     else:
         share, no = min(shares)
         figure, holds = share, share >= least
-        reason = f"{case.name(no)} has outcomes of {_percent(share)} of them"
+        reason = f"{case.name(no)} has outcomes of {_percent(share)} of its units"
         if not holds:
             reason += (
                 "; report misses as 0, or define the metric with missing = zero, "
@@ -196,6 +196,31 @@ def data_complete(case: Case) -> Condition:
     return Condition(
         name="data_complete", required=required, figure=figure, holds=holds, reason=reason
     )
+
+
+def dispersion(case: Case) -> Condition:
+    """Counts vary as those of a Poisson law do: its posterior takes the variance for the mean.
+
+    `figure` is the largest variance over mean of candidate and control; three standard errors of
+    it, sqrt(2 / (n - 1)) each, are granted to chance.
+    """
+    limit = case.profile.most_dispersion or 0.0
+    figure, holds, reason = None, True, "no arm has counted anything yet"
+    for no, arm in ((case.evidence.control_no, case.control), (case.candidate, case.challenger)):
+        units, mean = arm.statistics.units, arm.statistics.mean
+        if units < 2 or mean <= 0:
+            continue
+        index = arm.statistics.variance / mean
+        holds = holds and index - 3 * math.sqrt(2 / (units - 1)) <= limit
+        if figure is None or index > figure:
+            figure = index
+            reason = f"the variance of {case.name(no)} is {index:.3g} times its mean"
+    if not holds:
+        reason += "; define the metric as continuous"
+    return Condition(
+        name="dispersion", required=f"a variance of at most {limit:g} times the mean",
+        figure=figure, holds=holds, reason=reason,
+    )  # fmt: skip
 
 
 def sample_ratio(case: Case) -> Condition:
@@ -269,9 +294,7 @@ def expected_loss(case: Case) -> Condition:
         loss = case.evidence.comparison.expected_loss[candidate]
         base = abs(case.evidence.posteriors(0)[case.evidence.control_no].mean)
         figure = loss / base if base > 0 else 0.0
-        reason = (
-            f"{case.name(candidate)} loses {100 * figure:.3g} % of the control's mean on average"
-        )
+        reason = f"{case.name(candidate)} loses {_small(figure)} of the control's mean on average"
         return figure, loss <= share * base, reason
 
     required = f"an expected loss of at most {_percent(share)} of the control's mean"
@@ -319,7 +342,7 @@ def cross_check(case: Case) -> Condition:
     def judge(candidate: int) -> tuple[float, bool, str]:
         del candidate  # all figures of all variants are compared
         figure = disagreement(case.evidence.comparison, case.evidence.drawn)
-        return figure, figure <= limit, f"they differ by {figure:.2f} standard errors at most"
+        return figure, figure <= limit, f"draws are {figure:.2f} standard errors away at most"
 
     required = f"Monte Carlo within {limit:g} standard errors of the exact figures"
     return _exactly(case, "cross_check", required, judge)
@@ -359,21 +382,33 @@ def _ratio(
     least = case.profile.least_ratio_p or 0.0
     figure = ratio_p(*counts)
     holds = figure is not None and figure >= least
-    shown = " : ".join(_count(found) for found in counts[0])
-    due = " : ".join(_count(round(each)) for each in counts[1])
+    said = _ratio_text(case, what, counts)
     if figure is None:
         reason = f"no units are {what} yet"
     elif holds:
-        reason = f"{shown} are {what}, where {due} are expected (p = {figure:.3g})"
+        reason = f"{said} (p = {figure:.3g})"
     else:
         reason = (
-            f"{shown} are {what}, where {due} are expected (p = {figure:.2g}): something loses or "
-            "doubles units of one variant, and its figures cannot be trusted"
+            f"{said} (p = {figure:.2g}): something loses or doubles units of a variant, and its "
+            "figures cannot be trusted"
         )
     return Condition(
         name=name, required=f"units {what} as the weights say (p at least {least:g})",
         figure=figure, holds=holds, reason=reason,
     )  # fmt: skip
+
+
+def _ratio_text(case: Case, what: str, counts: tuple[Sequence[int], Sequence[float]]) -> str:
+    """Return both ratios; of many variants the one that is farthest off."""
+    observed, expected = counts
+    if len(observed) <= 3:
+        shown = " : ".join(map(_count, observed))
+        due = " : ".join(_count(round(each)) for each in expected)
+        return f"{shown} are {what}, where {due} are expected"
+    off = [abs(found - due) / math.sqrt(due or 1) for found, due in zip(*counts, strict=True)]
+    no = off.index(max(off))
+    due = _count(round(expected[no]))
+    return f"{case.name(no)} has {_count(observed[no])} units {what}, where {due} are expected"
 
 
 @cache
@@ -398,6 +433,10 @@ def _count(number: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
+
+
+def _small(share: float) -> str:
+    return "less than 0.001 %" if share < 1e-5 else _percent(share)
 
 
 def _signed(share: float) -> str:

@@ -31,84 +31,102 @@ class Missing(StrEnum):
     ZERO = "zero"
 
 
+Variants = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--variant",
+        metavar="NAME[=SHARE]",
+        help="One of them; the same shares, unless all are given.",
+    ),
+]
+Control = Annotated[
+    str | None, typer.Option(help="What others are compared with; the first variant.")
+]
+PrimaryMetric = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME:KIND[:higher|lower]",
+        help="What decides; KIND is binary, count or continuous, higher is better.",
+    ),
+]
+Guardrails = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--guardrail",
+        metavar="NAME:KIND[:higher|lower[:TOLERANCE]]",
+        help="What must not become worse, by more than the tolerance: 0.02 is 2 %.",
+    ),
+]
+Units = Annotated[
+    int | None, typer.Option(min=1, help="Counted units after which all is said; 10000.")
+]
+Looks = Annotated[
+    int | None, typer.Option(min=1, help="Planned evaluations: only they decide; 50.")
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Least lift worth a deployment; 0.05 is 5 %."),
+]
+ProfileName = Annotated[str | None, typer.Option(help="Of the gate; default@1.")]
+IsAdaptive = Annotated[
+    bool, typer.Option("--adaptive", help="Weights follow the evidence, at each look.")
+]
+Floor = Annotated[
+    float | None,
+    typer.Option(min=0, max=0.5, help="Least share of a variant, with --adaptive; 0.05."),
+]
+HoldoutText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="GROUP=SHARE", help="Units that all experiments of the group leave alone."
+    ),
+]
+NamespaceText = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=START:END",
+        help="Its part, from 0 to 1: parts of two running experiments never overlap.",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(min=1, help="Seconds after its assignment in which outcomes count; 3600."),
+]
+MissingChoice = Annotated[
+    Missing | None,
+    typer.Option(help="A unit without an outcome of the metric: not counted, or a 0."),
+]
+Description = Annotated[str | None, typer.Option(help="What it is about.")]
+DefinitionFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE|-", help="The definition as the API takes it, instead of options."),
+]
+Tenant = Annotated[str | None, typer.Option(help="Whose it is; the key's.")]
+IsStarted = Annotated[bool, typer.Option("--start", help="Start it at once.")]
+
+
 @app.command()
 def create(
     context: typer.Context,
     experiment_id: ExperimentId,
-    variants: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            metavar="NAME[=SHARE]",
-            help="One of them; the same shares, unless all are given.",
-        ),
-    ] = None,
-    control: Annotated[
-        str | None, typer.Option(help="What others are compared with; the first variant.")
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME:KIND[:higher|lower]",
-            help="What decides; KIND is binary, count or continuous, higher is better.",
-        ),
-    ] = None,
-    guardrails: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--guardrail",
-            metavar="NAME:KIND[:higher|lower[:TOLERANCE]]",
-            help="What must not become worse, by more than the tolerance: 0.02 is 2 %.",
-        ),
-    ] = None,
-    units: Annotated[
-        int | None, typer.Option(min=1, help="Counted units after which all is said; 10000.")
-    ] = None,
-    looks: Annotated[
-        int | None, typer.Option(min=1, help="Planned evaluations: only they decide; 50.")
-    ] = None,
-    margin: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Least lift worth a deployment; 0.05 is 5 %."),
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="Of the gate; default@1.")] = None,
-    adaptive: Annotated[
-        bool, typer.Option("--adaptive", help="Weights follow the evidence, at each look.")
-    ] = False,
-    floor: Annotated[
-        float | None,
-        typer.Option(min=0, max=0.5, help="Least share of a variant, with --adaptive; 0.05."),
-    ] = None,
-    holdout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="GROUP=SHARE", help="Units that all experiments of the group leave alone."
-        ),
-    ] = None,
-    namespace: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME=START:END",
-            help="Its part, from 0 to 1: parts of two running experiments never overlap.",
-        ),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(min=1, help="Seconds after its assignment in which outcomes count; 3600."),
-    ] = None,
-    missing: Annotated[
-        Missing | None,
-        typer.Option(help="A unit without an outcome of the metric: not counted, or a 0."),
-    ] = None,
-    description: Annotated[str | None, typer.Option(help="What it is about.")] = None,
-    file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE|-", help="The definition as the API takes it, instead of options."
-        ),
-    ] = None,
-    tenant: Annotated[str | None, typer.Option(help="Whose it is; the key's.")] = None,
-    start: Annotated[bool, typer.Option("--start", help="Start it at once.")] = False,
+    variants: Variants = None,
+    control: Control = None,
+    metric: PrimaryMetric = None,
+    guardrails: Guardrails = None,
+    units: Units = None,
+    looks: Looks = None,
+    margin: Margin = None,
+    profile: ProfileName = None,
+    adaptive: IsAdaptive = False,
+    floor: Floor = None,
+    holdout: HoldoutText = None,
+    namespace: NamespaceText = None,
+    window: Window = None,
+    missing: MissingChoice = None,
+    description: Description = None,
+    file: DefinitionFile = None,
+    tenant: Tenant = None,
+    start: IsStarted = False,
     as_json: AsJson = False,
 ) -> None:
     """Create an experiment; one that is there alike is left as it is."""

@@ -11,7 +11,6 @@ moment, which can only take away. Rolling back needs nothing.
 import asyncio
 import hashlib
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 from uuid import UUID
 
@@ -52,9 +51,6 @@ from tollkeeper.shadow.model import (
     Verdict,
 )
 from tollkeeper.shadow.service import lent, visible
-
-VERDICT_LIFETIME: Final = timedelta(hours=24)
-"""How long a verdict to deploy stands: data of yesterday are data of yesterday."""
 
 MAX_SEED: Final = (1 << 63) - 1
 """The database keeps a seed in 64 bits with a sign."""
@@ -293,7 +289,7 @@ class Decider:
             connection,
             experiment_no,
             NewDecision(
-                kind=kind, look=look, as_of=moment, lifetime=VERDICT_LIFETIME,
+                kind=kind, look=look, as_of=moment, lifetime=decided.lifetime,
                 verdict=decided.verdict, variant_no=decided.variant_no, inputs=inputs, seed=seed,
                 code=code, document=decided.document,
             ),

@@ -43,6 +43,8 @@ class Decided:
     judgement: Judgement
     weights_next: tuple[float, ...] | None
     """The shares that an adaptive experiment goes on with; None: it is not adaptive."""
+    lifetime: timedelta
+    """How long a verdict to deploy holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +110,7 @@ def decide(inputs: str, *, look: int, kind: Kind | str, seed: int, code: str) ->
         document=canonical(document),
         judgement=judgement,
         weights_next=weights,
+        lifetime=profile.lifetime,
     )
 
 

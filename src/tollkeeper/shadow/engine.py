@@ -28,7 +28,7 @@ from tollkeeper.shadow.metrics import result_of
 from tollkeeper.shadow.model import Expose, Request
 from tollkeeper.shadow.store import CountingStore
 
-CONTENDED_FOR_S: Final = 1.0
+CONTENDED_FOR_S: Final = 5.0
 """Units are locked before they are read for this long after another process was faster."""
 
 Result = Decided | OutcomeFailed

@@ -106,9 +106,11 @@ def _cheap(case: Case) -> Iterator[Condition]:
         yield conditions.planned_looks(case)
     yield conditions.units_per_arm(case)
     yield conditions.lift(case)
-    is_binary = case.evidence.definition.metrics[0].kind is MetricKind.BINARY
-    if profile.least_successes is not None and is_binary:
+    kind = case.evidence.definition.metrics[0].kind
+    if profile.least_successes is not None and kind is MetricKind.BINARY:
         yield conditions.successes_per_arm(case)
+    if profile.most_dispersion is not None and kind is MetricKind.COUNT:
+        yield conditions.dispersion(case)
     if profile.fresh is not None:
         yield conditions.data_fresh(case)
     if profile.least_answered is not None:
@@ -136,8 +138,8 @@ def _costly(case: Case) -> Iterator[Condition]:
 
 
 _ORDER: Final = (
-    "probability_best", "units_per_arm", "successes_per_arm", "lift", "probability_lift",
-    "expected_loss", "sequential_boundary", "planned_looks", "sample_ratio",
+    "probability_best", "units_per_arm", "successes_per_arm", "dispersion", "lift",
+    "probability_lift", "expected_loss", "sequential_boundary", "planned_looks", "sample_ratio",
     "sample_ratio_counted", "guardrail", "data_fresh", "data_complete", "cross_check",
 )  # fmt: skip
 """As people read them: the specified ones first."""

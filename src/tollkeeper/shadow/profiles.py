@@ -30,17 +30,18 @@ def wilson(hits: int, runs: int) -> tuple[float, float]:
 class Characteristics:
     """How often a profile said `deploy` in simulated experiments of one setting.
 
-    `lift` is the true one, of every variant against the control: with 0, `deploys` are false.
+    `lift` is the true one, of one variant against all others: with 0, `deploys` are false. They
+    are runs in which any look said so. The margin is 0.05, the seed 0.
     """
 
-    rate: float
     lift: float
-    arms: int
-    units: int
-    looks: int
-    adaptive: bool
-    runs: int
     deploys: int
+    runs: int = 4_000
+    rate: float = 0.10
+    arms: int = 2
+    units: int = 10_000
+    looks: int = 50
+    adaptive: bool = False
 
     @property
     def deploy_rate(self) -> float:
@@ -56,8 +57,9 @@ class Characteristics:
     def setting(self) -> str:
         """The experiments, in words."""
         weights = "adaptive" if self.adaptive else "fixed"
+        lift = f"lift {self.lift:+.0%}" if self.lift else "no lift"
         return (
-            f"rate {self.rate:g}, lift {self.lift:+.0%}, {self.arms} arms, {self.units} units, "
+            f"rate {self.rate:g}, {lift}, {self.arms} arms, {self.units:,} units, "
             f"{self.looks} looks, {weights} weights"
         )
 
@@ -83,6 +85,8 @@ class Profile:
     least_successes: int | None = None
     """Successes in candidate and control each, of a binary metric."""
     least_failures: int = 5
+    most_dispersion: float | None = None
+    """Variance over mean of a count metric: 1 is Poisson's, more makes its posterior too sure."""
     plans_looks: bool = False
     """Only planned looks decide."""
     least_ratio_p: float | None = None
@@ -127,6 +131,7 @@ DEFAULT: Final = Profile(
     false_deploys=0.05,
     caring=0.001,
     least_successes=20,
+    most_dispersion=1.25,
     plans_looks=True,
     least_ratio_p=0.001,
     guardrail_doubt=0.10,
@@ -134,6 +139,20 @@ DEFAULT: Final = Profile(
     least_answered=0.9,
     most_disagreement=5.0,
     hopeless_share=0.25,
+    characteristics=(
+        Characteristics(lift=0.0, deploys=83),
+        Characteristics(lift=0.0, deploys=92, adaptive=True),
+        Characteristics(lift=0.0, deploys=62, runs=2_000, rate=0.02),
+        Characteristics(lift=0.0, deploys=56, runs=2_000, rate=0.02, adaptive=True),
+        Characteristics(lift=0.0, deploys=4, runs=2_000, rate=0.5),
+        Characteristics(lift=0.0, deploys=13, runs=2_000, arms=4),
+        Characteristics(lift=0.05, deploys=448),
+        Characteristics(lift=0.2, deploys=3_340),
+        Characteristics(lift=0.2, deploys=3_290, adaptive=True),
+        Characteristics(lift=0.2, deploys=621, runs=2_000, rate=0.02),
+        Characteristics(lift=0.2, deploys=2_000, runs=2_000, rate=0.5),
+        Characteristics(lift=0.2, deploys=700, runs=2_000, arms=4),
+    ),
 )
 
 AS_SPECIFIED: Final = Profile(
@@ -142,6 +161,12 @@ AS_SPECIFIED: Final = Profile(
     warning=(
         "this profile lets through about one in four variants that are no better than the control, "
         "because it is asked again and again; use default@1"
+    ),
+    characteristics=(
+        Characteristics(lift=0.0, deploys=965),
+        Characteristics(lift=0.0, deploys=933, adaptive=True),
+        Characteristics(lift=0.2, deploys=3_902),
+        Characteristics(lift=0.2, deploys=3_892, adaptive=True),
     ),
 )
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Protocol, TypeVar
 
 _Result = TypeVar("_Result")
@@ -429,6 +430,10 @@ class Terminal(Protocol):
 
     def text(self, text: str) -> None:
         """Print text to standard output as it is."""
+        ...
+
+    def write(self, path: Path, document: bytes) -> None:
+        """Write a file whole or not at all."""
         ...
 
     def facts(self, title: str, facts: Sequence[Fact]) -> None:

@@ -314,6 +314,27 @@ async def test_two_processes_that_meet_at_a_new_unit_count_it_once(
     await assert_sound(shadow_owner, running, exposed=exposed, units=exposed, total=2 * exposed)
 
 
+@pytest.mark.parametrize("outcomes_before", [0, 1])
+async def test_two_processes_that_meet_at_a_units_value_add_to_it_both(
+    running: int, shadow_owner: Connection, shadow_dsn: str, outcomes_before: int
+) -> None:
+    """Its rows are not locked: who is slower finds another value than was read."""
+    before = [record(running, "ann", f"before-{number}") for number in range(outcomes_before)]
+    async with running_counting(shadow_dsn) as counting:
+        await counting.execute(expose(running, "ann"), *before)
+    meeting = asyncio.Barrier(2)
+
+    async def racer(number: int) -> tuple[list[str], int]:
+        async with running_counting(shadow_dsn, store=MeetingStore(meeting), lanes=1) as racing:
+            results = await racing.execute(record(running, "ann", f"o-{number}", 2))
+            return words_of(results), racing.tally.retries["contention"]
+
+    racers = await asyncio.gather(racer(0), racer(1))
+
+    assert [(["counted"], 0), (["counted"], 1)] == sorted(racers)
+    await assert_sound(shadow_owner, running, exposed=1, units=1, total=4 + outcomes_before)
+
+
 async def test_an_experiment_is_found_as_it_is_within_a_second(
     counting: Counting, running: int, shadow_owner: Connection
 ) -> None:

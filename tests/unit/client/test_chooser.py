@@ -13,12 +13,13 @@ from tests.unit.client.network import answer, routed
 
 from tollkeeper.client.caller import NOT_MODIFIED
 from tollkeeper.client.chooser import Choice, Chooser, ChooserLimits
+from tollkeeper.client.errors import AnswerMalformed
 from tollkeeper.client.shadow import ShadowClient
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.shadow.allocation import Allocation, allocate
 
-QUICK = ChooserLimits(flush_s=0.01, poll_s=0.01, closing_s=2)
-SLOW = ChooserLimits(flush_s=30, poll_s=30, closing_s=2)
+QUICK = ChooserLimits(flush_s=0.01, poll_s=0.01, starting_s=20, closing_s=20)
+SLOW = ChooserLimits(flush_s=30, poll_s=30, starting_s=20, closing_s=20)
 """Nothing happens but what the test does."""
 
 
@@ -169,7 +170,9 @@ async def test_without_the_service_it_starts_and_later_catches_up() -> None:
 
 async def test_an_old_snapshot_assigns_nobody_new() -> None:
     clock, service = SlowClock(), FakeService()
-    limits = ChooserLimits(flush_s=0.01, poll_s=0.01, stale_after_s=60, closing_s=0.05)
+    limits = ChooserLimits(
+        flush_s=0.01, poll_s=0.01, stale_after_s=60, starting_s=20, closing_s=0.05
+    )
     async with routed(service.respond) as url:
         served = chooser_of(url, limits, clock)
         chooser = await served.__aenter__()
@@ -177,8 +180,12 @@ async def test_an_old_snapshot_assigns_nobody_new() -> None:
         await until(lambda: chooser.reported == 1)
     clock.moment_s = 59.0
     meanwhile = chooser.choose("checkout", "meanwhile")
-    clock.moment_s = 59.0 + 60.1  # an answer may have come at the last moment
-    await until(lambda: chooser.is_stale)
+
+    def is_old() -> bool:
+        clock.moment_s += 61.0  # an answer may still have come
+        return chooser.is_stale
+
+    await until(is_old)
 
     assert "assigned" == meanwhile.status
     assert Choice("v0", None, None, "unavailable") == chooser.choose("checkout", "new")
@@ -202,7 +209,7 @@ async def test_a_unit_that_had_another_variant_gets_that_one_from_then_on() -> N
 
 async def test_without_room_to_report_a_choice_is_dropped_and_counted() -> None:
     service = FakeService()
-    limits = ChooserLimits(waiting=10, batch=100, flush_s=30, poll_s=30)
+    limits = ChooserLimits(waiting=10, batch=100, flush_s=30, poll_s=30, starting_s=20)
     async with routed(service.respond) as url, chooser_of(url, limits) as chooser:
         statuses = {chooser.choose("checkout", f"user-{number}").status for number in range(25)}
 
@@ -215,7 +222,7 @@ async def test_without_room_to_report_a_choice_is_dropped_and_counted() -> None:
 
 async def test_no_more_units_are_remembered_than_there_is_room_for() -> None:
     service = FakeService()
-    limits = ChooserLimits(units=3, flush_s=30, poll_s=30)
+    limits = ChooserLimits(units=3, flush_s=30, poll_s=30, starting_s=20)
     async with routed(service.respond) as url, chooser_of(url, limits) as chooser:
         for unit in ("a", "b", "c", "a", "d"):
             chooser.choose("checkout", unit)
@@ -236,11 +243,12 @@ async def test_one_faulty_unit_does_not_take_others_with_it() -> None:
 
 
 async def test_what_the_service_cannot_take_now_waits() -> None:
-    service, answers = FakeService(), iter([503, 503])
+    unknown = {"type": "urn:tollkeeper:problem:epoch-unknown", "title": "T", "status": 400}
+    busy_ones: list[dict[str, object]] = [{"status": 503}, {"status": 400, "problem": unknown}]
+    service = FakeService()
 
     def busy(unit: dict[str, object]) -> dict[str, object]:
-        status = next(answers, None)
-        return service.assigned(unit) if status is None else {"status": status}
+        return busy_ones.pop() if busy_ones else service.assigned(unit)
 
     service.verdict = busy
     async with routed(service.respond) as url, chooser_of(url) as chooser:
@@ -273,6 +281,16 @@ async def test_who_is_not_assigned_gets_the_control_or_what_is_deployed(
 
     assert expected in found
     assert {expected.status} >= {each.status for each in found} - {"assigned"}
+
+
+async def test_a_snapshot_that_cannot_be_is_not_taken() -> None:
+    service = FakeService()
+    async with routed(service.respond) as url, chooser_of(url, SLOW) as chooser:
+        service.experiments, service.version = [running((0.9, 0.9))], 2
+        with pytest.raises(AnswerMalformed):
+            await chooser.refresh()
+
+        assert ("1", "assigned") == (chooser.version, chooser.choose("checkout", "user-1").status)
 
 
 async def test_an_experiment_that_is_gone_has_ended() -> None:

@@ -74,3 +74,15 @@ def test_nothing_is_cut_off_a_table_in_a_file(capsys: pytest.CaptureFixture[str]
     header, row = capsys.readouterr().out.splitlines()[-2:]
     assert columns[-1] == header.strip().rpartition("  ")[2]
     assert "the last" == row.strip().rpartition("  ")[2]
+
+
+def test_of_a_line_that_changes_a_file_has_the_last_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with Screen().line() as show:
+        show("1 of 2")
+        show(EVIL)
+    with Screen(as_json=True).line() as show:
+        show("nothing of it")
+    said = capsys.readouterr()
+
+    assert ("", SHOWN) == (said.out, "".join(said.err.split("\n")))
+    assert Screen().is_plain

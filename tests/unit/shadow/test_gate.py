@@ -300,6 +300,19 @@ def test_units_without_an_outcome_are_no_gap_where_they_count_as_zero() -> None:
     assert Verdict.DEPLOY == judged(parse(inputs_of(parts, definition=wanted))).verdict
 
 
+@pytest.mark.parametrize(("crowd", "fails"), [(1, set()), (4, {"dispersion"})])
+def test_counts_that_come_in_crowds_need_another_family(crowd: int, fails: set[str]) -> None:
+    wanted = definition(metrics=(Metric(name="clicks", kind=MetricKind.COUNT),))
+    parts = [
+        # Of every 12 units, `each` have one crowd of clicks and the others none: nearly Poisson.
+        Part(statistics=ArmStatistics.of_values([crowd * 1_000_000] * each * 80
+             + [0] * (12 - each) * 80), variant=no)
+        for no, each in enumerate((4, 6))
+    ]  # fmt: skip
+
+    assert fails == failing(judged(parse(inputs_of(parts, definition=wanted))))
+
+
 def test_a_difference_between_draws_and_exact_figures_closes_the_gate() -> None:
     strict = replace(DEFAULT, name="strict@1", most_disagreement=0.0)
 
