@@ -33,7 +33,10 @@ demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: en
 
 # What hammers one thing ten thousand times, or starts everything anew, takes up to twice as long when every line is
 # counted. The rest of the tests reaches the coverage that is asked for.
-UNTRACED := tests/property tests/integration/credits/test_reference.py tests/integration/credits/test_model.py \
+UNTRACED := tests/property \
+  $(addprefix tests/integration/credits/test_, \
+    reference.py model.py concurrency.py lost_answers.py poisoned.py processes.py schema_agrees.py statements.py \
+    verification.py) \
   tests/migration/test_previous_release.py $(addprefix tests/unit/shadow/test_, simulation.py calibration.py) \
   $(addprefix tests/acceptance/test_, \
     openapi.py fuzz.py kills.py two_services.py full_disk.py up.py demo.py bad_input.py failover.py \
