@@ -17,14 +17,14 @@ from pathlib import Path
 import asyncpg
 import pytest
 from tests.acceptance.conftest import create_key, free_port
-from tests.conftest import Databases, fastest_folder
+from tests.conftest import Databases, fastest_folder, with_cluster
 from tests.customers import ANSWER_TIMEOUT_S, NO_RETRIES, Books, Cashier, Customer, rows_of
 from tests.programs import PATIENCE_S, Program, kill_server
 
 from tollkeeper.client.credits import CreditsClient
 from tollkeeper.database.embedded import EmbeddedServer
 
-KILLS = int(os.environ.get("TOLLKEEPER_KILLS", "20"))
+KILLS = int(os.environ.get("TOLLKEEPER_KILLS", "12"))
 ACCOUNTS = 4
 CUSTOMERS = 8
 FUNDS = 2_000
@@ -56,7 +56,7 @@ class Site:
 def running_site(folder: Path) -> Iterator[Site]:
     with (
         tempfile.TemporaryDirectory(prefix="tollkeeper-test-", dir=fastest_folder()) as data,
-        EmbeddedServer.start(Path(data)) as server,
+        EmbeddedServer.start(with_cluster(Path(data))) as server,
         both_databases(server) as (credits_dsn, access_dsn),
     ):
         environment = {

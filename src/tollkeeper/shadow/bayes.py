@@ -10,7 +10,7 @@ maximised, and no formula knows which. Losses and margins are not negative then 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import hypot, sqrt
 from typing import Final
 
 import numpy as np
@@ -161,15 +161,20 @@ def disagreement(comparison: Comparison, drawn: Drawn) -> float:
 
     For a probability it is the normal deviate of the exact binomial tail: with a probability of
     1e-6 one hit in 10,000 draws is 10 standard errors, and yet happens. Losses are compared by the
-    mean of the best arm, whose standard error is that of a posterior and never 0.
+    mean of the best arm, whose standard error is that of a posterior and never 0. Of an arm that
+    is far behind, mean and loss cancel, and leave what rounding makes of them.
     """
     pairs = [
         *zip(comparison.p_best, drawn.p_best, strict=True),
         *zip(comparison.p_lift, drawn.p_lift, strict=True),
     ]
     shares = [_deviate(exact, share, drawn.draws) for exact, share in pairs]
-    expected = comparison.expected_loss[0] + comparison.sign * comparison.means[0]
-    return max(*shares, abs(drawn.best_mean - expected) / drawn.best_mean_error)
+    means = [
+        abs(drawn.best_mean - (loss + comparison.sign * mean))
+        / hypot(drawn.best_mean_error, _EXACTNESS * abs(loss))
+        for loss, mean in zip(comparison.expected_loss, comparison.means, strict=True)
+    ]
+    return max(*shares, *means)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,6 +241,8 @@ def _deviate(exact: float, share: float, draws: int) -> float:
 
 
 _MASS_TOLERANCE: Final = 1e-6
+_EXACTNESS: Final = 1e-9
+"""Share of itself to which an integral is exact."""
 
 
 def _check(

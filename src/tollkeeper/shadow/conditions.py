@@ -18,7 +18,7 @@ from scipy import special
 from tollkeeper.shadow.bayes import disagreement
 from tollkeeper.shadow.errors import NotEnoughData
 from tollkeeper.shadow.evidence import Arm, Evidence
-from tollkeeper.shadow.model import Missing
+from tollkeeper.shadow.model import MetricKind, Missing
 from tollkeeper.shadow.profiles import Profile
 
 MICROS_PER_S: Final = 1_000_000
@@ -245,6 +245,10 @@ def sequential_boundary(case: Case) -> Condition:
     sqrt(t) z, so z >= c / sqrt(t) is asked for: however often one looks, false deploys stay below
     the level, which is shared by the challengers. Source: O'Brien and Fleming, 1979, Biometrics
     35:549, in continuous time.
+
+    Of a metric with a long tail, a small arm that has seen none of it has a better mean and a small
+    variance at once; and counts may vary more than their posterior believes. So the variance of
+    both arms together must do as well.
     """
     level = (case.profile.false_deploys or 1.0) / len(case.evidence.challengers)
     share = case.evidence.plan_share
@@ -252,7 +256,7 @@ def sequential_boundary(case: Case) -> Condition:
     required = f"P(better than the control) of {_certain(1 - doubt)} at {_percent(share)} of plan"
 
     def judge(candidate: int) -> tuple[float, bool, str]:
-        figure = case.evidence.p_lift(candidate, 0.0)
+        figure = min(case.evidence.p_lift(candidate, 0.0), _pooled(case, candidate))
         holds = doubt > RESOLUTION and 1 - figure <= doubt
         reason = f"{case.name(candidate)} is better with probability {_certain(figure)}"
         return figure, holds, reason
@@ -420,6 +424,23 @@ def _exact(share: float) -> Fraction:
 @cache
 def _boundary(level: float) -> float:
     return NormalDist().inv_cdf(1 - level / 2)
+
+
+def _pooled(case: Case, candidate: int) -> float:
+    """Return P(better than the control) by the two-sample t test with one variance.
+
+    1 for a binary metric, whose rate tells its variance.
+    """
+    if case.evidence.definition.metrics[0].kind is MetricKind.BINARY:
+        return 1.0
+    v, c = (
+        case.evidence.primary[no].statistics.moments for no in (candidate, case.evidence.control_no)
+    )
+    freedom = v.units + c.units - 2
+    if min(v.units, c.units) == 0 or freedom <= 0 or v.spread + c.spread == 0:
+        return 1.0
+    error = math.sqrt((v.spread + c.spread) / freedom * (1 / v.units + 1 / c.units))
+    return float(special.stdtr(freedom, case.evidence.sign * (v.mean - c.mean) / error))
 
 
 def _tail(z: float) -> float:

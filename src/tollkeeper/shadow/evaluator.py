@@ -1,7 +1,7 @@
 """Looks at experiments by itself: takes the looks that are due, and keeps the metrics true.
 
-Any number of processes may: a look is taken once. A round that fails is logged when it begins to,
-and tried again; nothing waits for it.
+Any number of processes may: a look is taken once. What fails, a round or the look of an experiment,
+is logged when it begins to, and tried again; nothing waits for it, no other experiment either.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ import structlog
 
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.shadow.decider import Decider
-from tollkeeper.shadow.looks import due_look
+from tollkeeper.shadow.looks import Standing, due_look
 from tollkeeper.shadow.metrics import DecisionMetrics
 
 PERIOD_S = 1.0
@@ -32,6 +32,7 @@ class Evaluator:
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self._said = ""
+        self._said_of: dict[int, str] = {}
 
     def start(self) -> None:
         """Go through the experiments from now on."""
@@ -49,11 +50,22 @@ class Evaluator:
         standings = await self._decider.standings()
         due = [each for each in standings if due_look(each) is not None]
         self._metrics.show_overdue(len(due))
+        known = {each.experiment_no for each in due}
+        self._said_of = {no: said for no, said in self._said_of.items() if no in known}
         for standing in due:
-            await self._decider.take_look(standing)
+            await self._look(standing)
         if is_census:
             self._metrics.show_experiments(await self._decider.counts())
             self._metrics.show_untested(await self._decider.without_testing())
+
+    async def _look(self, standing: Standing) -> None:
+        try:
+            await self._decider.take_look(standing)
+        except Exception as error:  # noqa: BLE001  # the job's edge: others are looked at all the same
+            said, number = repr(error), standing.experiment_no
+            if self._said_of.get(number) != said:
+                self._said_of[number] = said
+                _log.warning("shadow.look_failed", experiment=standing.experiment_id, error=said)
 
     async def _run(self) -> None:
         rounds = 0

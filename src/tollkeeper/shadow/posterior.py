@@ -45,6 +45,9 @@ LEAST_SHAPE: Final = 0.1
 LEAST_RATE: Final = 1e-12
 """Least rate of a Gamma: a count of 10**12 is the largest value there is."""
 
+LARGEST_SHAPE: Final = 1e16
+"""Largest shape of a Gamma: beyond, its width is lost in the digits of its place on an axis."""
+
 LEAST_FREEDOM: Final = 3.0
 """Least degrees of freedom of a Student posterior: mean and variance exist above 2."""
 
@@ -189,7 +192,8 @@ class GammaPosterior:
     """Of a count per unit: Gamma(shape, rate).
 
     Raises:
-        NotEnoughData: The shape is below `LEAST_SHAPE`, or the rate below `LEAST_RATE`.
+        NotEnoughData: The shape is below `LEAST_SHAPE` or above `LARGEST_SHAPE`, or the rate below
+            `LEAST_RATE`.
     """
 
     shape: float
@@ -197,6 +201,11 @@ class GammaPosterior:
 
     def __post_init__(self) -> None:
         _check_parameters(shape=self.shape)
+        if self.shape > LARGEST_SHAPE:
+            raise NotEnoughData(
+                reason=f"more than {LARGEST_SHAPE:g} are counted; count in thousands, or define "
+                "the metric as continuous"
+            )
         if not (isfinite(self.rate) and self.rate >= LEAST_RATE):
             raise NotEnoughData(
                 reason=f"a posterior needs a rate of {LEAST_RATE} or more; count a unit first"

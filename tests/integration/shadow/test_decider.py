@@ -351,3 +351,28 @@ async def test_the_evaluator_looks_and_counts(shadow: Shadow, shadow_owner: Conn
     assert best > 0.999
     assert 0 == registry.get_sample_value("shadow_deployments_without_testing")
     assert 1 == registry.get_sample_value("shadow_experiments", {"state": "running"})
+
+
+async def test_an_experiment_that_cannot_be_judged_holds_up_no_other(
+    shadow: Shadow, shadow_owner: Connection
+) -> None:
+    for name in ("broken", "checkout"):
+        await shadow.running(name)
+        await shadow.serve(1_600, WINNING, name=name)
+    await shadow_owner.execute(
+        """
+        UPDATE experiments SET definition = jsonb_set(definition, '{profile}', '"later@9"')
+        WHERE experiment_id = 'broken'
+        """
+    )
+    evaluator = Evaluator(shadow.decider, clock=SystemClock(), metrics=shadow.metrics.decisions)
+
+    for _ in range(2):
+        await evaluator.round(is_census=True)
+
+    assert [2] == [
+        row["experiment_no"]
+        for row in await shadow_owner.fetch("SELECT experiment_no FROM decisions")
+    ]
+    assert 2 == shadow.registry.get_sample_value("shadow_experiments", {"state": "running"})
+    assert 1 == shadow.registry.get_sample_value("shadow_looks_overdue")

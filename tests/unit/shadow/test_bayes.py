@@ -396,6 +396,20 @@ def test_a_wrong_direction_and_a_wrong_loss_disagree() -> None:
     assert disagreement(replace(found, expected_loss=loss), right) > DISAGREEMENT_LIMIT
 
 
+def test_an_arm_that_is_far_behind_is_no_disagreement() -> None:
+    """Its mean and its loss are 4e9, and their sum is less than what a double keeps of them."""
+    statistics = (
+        ArmStatistics(
+            units=172, total=-690042643822193280, squares=2768365930002486453415443935477475
+        ),
+        ArmStatistics(units=933_119, total=0, squares=933_119 * MICRO),
+    )
+    arms = [posterior_of("continuous", None, each) for each in statistics]
+    drawn = monte_carlo(arms, control=0, sign=1, margin=0.05, generator=np.random.default_rng(0))
+
+    assert disagreement(exact(arms), drawn) < DISAGREEMENT_LIMIT
+
+
 def test_one_unlikely_draw_is_no_disagreement_and_no_draw_has_an_error() -> None:
     """One hit in 10,000 at a probability of 1e-6 is ten standard errors, and happens."""
     found = replace(exact(BETAS[:2]), p_best=(1e-6, 1 - 1e-6))

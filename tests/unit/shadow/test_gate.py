@@ -313,6 +313,25 @@ def test_counts_that_come_in_crowds_need_another_family(crowd: int, fails: set[s
     assert fails == failing(judged(parse(inputs_of(parts, definition=wanted))))
 
 
+@pytest.mark.parametrize(("planned", "fails"), [(3_000, set()), (15_000, {"sequential_boundary"})])
+def test_a_small_arm_that_has_seen_little_of_a_long_tail_needs_more_proof(
+    planned: int, fails: set[str]
+) -> None:
+    """By its own variance 5.6 standard errors, by both 3.7; a fifth of the plan asks 4.4."""
+    weighted = (Variant(name="a", weight=0.9), Variant(name="b", weight=0.1))
+    wanted = definition(variants=weighted, units=planned, looks=50, metrics=(LATENCY,))
+    parts = [
+        Part(
+            statistics=ArmStatistics.of_values([20_000_000] * slow + [1_000_000] * (units - slow)),
+            variant=no,
+        )
+        for no, (units, slow) in enumerate(((2_700, 270), (300, 10)))
+    ]
+    evidence = parse(inputs_of(parts, definition=wanted))
+
+    assert fails == failing(judged(evidence)) & {"sequential_boundary", "probability_lift"}
+
+
 def test_a_difference_between_draws_and_exact_figures_closes_the_gate() -> None:
     strict = replace(DEFAULT, name="strict@1", most_disagreement=0.0)
 

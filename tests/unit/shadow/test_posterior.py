@@ -167,7 +167,13 @@ def test_a_mean_without_spread_or_units_is_refused(values: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "prior"), [("binary", (0.01, 1.0)), ("count", (0.01, 1.0)), ("count", (1.0, 1e-300))]
+    ("kind", "prior"),
+    [
+        ("binary", (0.01, 1.0)),
+        ("count", (0.01, 1.0)),
+        ("count", (1.0, 1e-300)),
+        ("count", (5e19, 1e9)),
+    ],
 )
 def test_a_posterior_that_no_double_can_hold_is_refused(
     kind: str, prior: tuple[float, ...]

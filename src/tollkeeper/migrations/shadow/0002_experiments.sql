@@ -176,8 +176,16 @@ COMMENT ON TABLE deployments IS 'variants that everybody gets; each stands on a 
 CREATE FUNCTION share_experiment(which integer) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock_shared(5005, which) $$;
 
+-- An older snapshot would show its owner what others have changed since: a lock is no use with it.
 CREATE FUNCTION own_experiment(which integer) RETURNS void
-LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock(5005, which) $$;
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'an experiment is owned in read committed only' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    PERFORM pg_advisory_xact_lock(5005, which);
+END
+$$;
 
 CREATE FUNCTION micros(moment timestamptz) RETURNS bigint
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -443,12 +451,16 @@ DECLARE
     c record;
     v record;
     spread double precision;
+    has_prior boolean;
+    most_variance numeric;
 BEGIN
     SELECT
         (x.place - 1)::integer,
         CASE WHEN e.definition #>> '{metrics,0,direction}' IS NOT DISTINCT FROM 'lower' THEN -1 ELSE 1 END,
-        greatest(0.05, coalesce((e.definition ->> 'margin')::numeric, 0.05))
-    INTO control_no, direction, margin
+        greatest(0.05, coalesce((e.definition ->> 'margin')::numeric, 0.05)),
+        e.definition #> '{metrics,0,prior}' IS NOT NULL,
+        CASE WHEN e.definition #>> '{metrics,0,kind}' = 'count' THEN 1000000 END
+    INTO control_no, direction, margin, has_prior, most_variance
     FROM experiments AS e
     CROSS JOIN LATERAL jsonb_array_elements(e.definition -> 'variants') WITH ORDINALITY AS x (variant, place)
     WHERE e.experiment_no = which AND x.variant ->> 'name' = e.definition ->> 'control';
@@ -466,18 +478,35 @@ BEGIN
         RETURN format('%s units in an arm, and 100 are needed', least_units);
     END IF;
     -- Whole numbers throughout: the same comparison as the gate's, without a rounding.
-    IF direction * (v.total * c.n - c.total * v.n) < margin * abs(c.total) * v.n THEN
+    IF c.total = 0 OR direction * (v.total * c.n - c.total * v.n) < margin * abs(c.total) * v.n THEN
         RETURN format('the variant is not %s better than the control', margin);
     END IF;
+    -- P(best) above 95 % can be had with 0.64 standard errors, where one arm is small and counts are few; where a
+    -- prior says more than the sample, with any. A count's posterior knows the variance of a Poisson law only.
     spread := sqrt(
-        greatest(0, v.squares / v.n - (v.total / v.n) ^ 2) / v.n
-        + greatest(0, c.squares / c.n - (c.total / c.n) ^ 2) / c.n
+        least(greatest(0, v.squares / v.n - (v.total / v.n) ^ 2), most_variance * v.total / v.n) / v.n
+        + least(greatest(0, c.squares / c.n - (c.total / c.n) ^ 2), most_variance * c.total / c.n) / c.n
     );
-    IF (direction * (v.total / v.n - c.total / c.n))::double precision < 1.2 * spread THEN
+    IF NOT has_prior AND (direction * (v.total / v.n - c.total / c.n))::double precision < 0.6 * spread THEN
         RETURN 'the difference is within what chance does';
     END IF;
     RETURN NULL;
 END
+$$;
+
+-- The hash of a decision: over all that it says, and the hash of the one before.
+CREATE FUNCTION decision_hash(d decisions) RETURNS bytea
+LANGUAGE sql STABLE
+SET search_path = public, pg_temp AS $$
+    SELECT sha256(
+        d.prev_hash || d.input_digest
+        || sha256(convert_to(
+            jsonb_build_array(
+                d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of),
+                micros(d.expires_at), d.verdict, d.variant_no, d.seed, d.code, d.document
+            )::text, 'UTF8'
+        ))
+    )
 $$;
 
 -- Keeps what the gate said, if its inputs are what is here. Raises TK001 when they moved, TK003 when a look is not
@@ -494,18 +523,21 @@ DECLARE
     planned integer;
     counted numeric;
     wrong text;
-    moment_now timestamptz := clock_timestamp();
-    expiry timestamptz := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
-    digest bytea := sha256(convert_to(given_inputs, 'UTF8'));
-    chained bytea;
+    moment_now timestamptz;
+    kept decisions;
     made bigint;
 BEGIN
     PERFORM own_experiment(which);
+    moment_now := clock_timestamp();
     SELECT * INTO e FROM experiments WHERE experiment_no = which;
     IF e.state IS NULL OR e.state NOT IN ('running', 'paused') THEN
         RAISE EXCEPTION 'experiment does not run' USING ERRCODE = 'TK003';
     END IF;
-    IF moment > moment_now + interval '1 second' OR given_inputs IS DISTINCT FROM experiment_inputs(which, moment) THEN
+    -- Nobody chooses the moment: which windows had closed then is part of the inputs.
+    IF
+        moment IS NULL OR moment NOT BETWEEN moment_now - interval '5 minutes' AND moment_now + interval '1 second'
+        OR given_inputs IS DISTINCT FROM experiment_inputs(which, moment)
+    THEN
         RAISE EXCEPTION 'the inputs are not what is here' USING ERRCODE = 'TK001';
     END IF;
     SELECT d.sequence, d.hash INTO before
@@ -534,23 +566,28 @@ BEGIN
             RAISE EXCEPTION 'this verdict cannot be right: %', wrong USING ERRCODE = 'TK004';
         END IF;
     END IF;
-    chained := sha256(
-        coalesce(before.hash, '\x'::bytea) || digest
-        || sha256(convert_to(
-            jsonb_build_array(
-                which, coalesce(before.sequence, 0) + 1, what, wanted_look, micros(moment_now), micros(moment),
-                micros(expiry), said, candidate, given_seed, given_code, given_document
-            )::text, 'UTF8'
-        ))
-    );
+    kept.experiment_no := which;
+    kept.sequence := coalesce(before.sequence, 0) + 1;
+    kept.look := wanted_look;
+    kept.decided_at := moment_now;
+    kept.as_of := moment;
+    kept.expires_at := CASE WHEN said = 'deploy' THEN moment_now + least(lifetime, interval '7 days') END;
+    kept.seed := given_seed;
+    kept.variant_no := candidate;
+    kept.kind := what;
+    kept.verdict := said;
+    kept.input_digest := sha256(convert_to(given_inputs, 'UTF8'));
+    kept.prev_hash := coalesce(before.hash, '\x'::bytea);
+    kept.code := given_code;
+    kept.document := given_document;
     INSERT INTO decisions (
         experiment_no, sequence, look, decided_at, as_of, expires_at, seed, variant_no, kind, verdict, input_digest,
         prev_hash, hash, code, inputs, document
     )
     VALUES (
-        which, coalesce(before.sequence, 0) + 1, wanted_look, moment_now, moment,
-        expiry, given_seed, candidate,
-        what, said, digest, coalesce(before.hash, '\x'::bytea), chained, given_code, given_inputs, given_document
+        kept.experiment_no, kept.sequence, kept.look, kept.decided_at, kept.as_of, kept.expires_at, kept.seed,
+        kept.variant_no, kept.kind, kept.verdict, kept.input_digest, kept.prev_hash, decision_hash(kept), kept.code,
+        given_inputs, kept.document
     )
     RETURNING decision_no INTO made;
     RETURN made;
@@ -585,6 +622,7 @@ BEGIN
             look.verdict IS DISTINCT FROM 'deploy' OR look.variant_no IS DISTINCT FROM d.variant_no
             THEN 'the last look does not say so'
         WHEN look.expires_at <= clock_timestamp() OR d.expires_at <= clock_timestamp() THEN 'the verdict has expired'
+        WHEN d.as_of < clock_timestamp() - interval '5 minutes' THEN 'the confirmation is not of now'
         WHEN d.inputs IS DISTINCT FROM experiment_inputs(d.experiment_no, d.as_of) THEN 'the data have moved since'
         WHEN
             EXISTS (SELECT FROM experiment_differences(d.experiment_no))
@@ -726,31 +764,31 @@ SET search_path = public, pg_temp AS $$
     WHERE NOT EXISTS (
         SELECT
         FROM decisions AS d
-        INNER JOIN decisions AS look
+        INNER JOIN decisions AS proven
             ON
-                look.experiment_no = d.experiment_no AND look.kind = 'look' AND look.sequence < d.sequence
-                AND look.verdict = 'deploy' AND look.variant_no = d.variant_no
-                AND look.expires_at > p.deployed_at
+                proven.experiment_no = d.experiment_no AND proven.kind = 'look' AND proven.sequence < d.sequence
+                AND proven.verdict = 'deploy' AND proven.variant_no = d.variant_no
+                AND proven.expires_at > p.deployed_at
         WHERE
             d.decision_no = p.decision_no AND d.experiment_no = p.experiment_no AND d.variant_no = p.variant_no
             AND d.kind = 'confirmation' AND d.verdict = 'deploy' AND d.input_digest = p.input_digest
             AND sha256(convert_to(d.inputs, 'UTF8')) = p.input_digest
             AND p.deployed_at BETWEEN d.decided_at AND d.expires_at
-            -- The same hash as where it was made: a decision that was edited is none.
-            AND d.hash = sha256(
-                d.prev_hash || d.input_digest
-                || sha256(convert_to(
-                    jsonb_build_array(
-                        d.experiment_no, d.sequence, d.kind, d.look, micros(d.decided_at), micros(d.as_of),
-                        micros(d.expires_at), d.verdict, d.variant_no, d.seed, d.code, d.document
-                    )::text, 'UTF8'
-                ))
+            -- A decision that was edited is none: neither of both, nor what links them.
+            AND d.hash = decision_hash(d) AND proven.hash = decision_hash(proven)
+            AND NOT EXISTS (
+                SELECT
+                FROM decisions AS x
+                LEFT JOIN decisions AS y ON y.experiment_no = x.experiment_no AND y.sequence = x.sequence - 1
+                WHERE
+                    x.experiment_no = d.experiment_no AND x.sequence > proven.sequence AND x.sequence <= d.sequence
+                    AND x.prev_hash IS DISTINCT FROM y.hash
             )
             AND NOT EXISTS (
                 SELECT
                 FROM decisions AS x
                 WHERE
-                    x.experiment_no = d.experiment_no AND x.kind = 'look' AND x.sequence > look.sequence
+                    x.experiment_no = d.experiment_no AND x.kind = 'look' AND x.sequence > proven.sequence
                     AND x.sequence < d.sequence
             )
     )
@@ -799,6 +837,7 @@ SELECT deployments_without_testing() = 0;
 DROP FUNCTION deployments_without_testing();
 DROP FUNCTION roll_back_deployment(uuid, text, text);
 DROP FUNCTION deploy_variant(uuid, bigint, text);
+DROP FUNCTION decision_hash(decisions);
 DROP TABLE deployments, decisions, arm_statistics, arm_exposures, unit_values, outcomes, units, epochs;
 DROP FUNCTION refuse_shadow_row();
 DROP FUNCTION refuse_shadow_change();
