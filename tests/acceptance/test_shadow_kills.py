@@ -1,4 +1,4 @@
-"""Two shadow services and PostgreSQL, killed in turn while units are assigned and outcomes sent.
+"""A shadow service beside another, and PostgreSQL, killed while units are assigned and measured.
 
 `kill -9`, of all processes of the server at once. Callers send again until they are answered.
 """
@@ -23,9 +23,9 @@ from tollkeeper.database.embedded import EmbeddedServer
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.shadow.model import MICRO
 
-VICTIMS = ("one", "two", "server")
-CALLERS = 12
-ANSWERS_BETWEEN = 60
+VICTIMS = ("one", "server")
+CALLERS = 8
+ANSWERS_BETWEEN = 40
 """So many requests are answered between a kill and the next."""
 
 LISTED = {"late": 2, "first": 3, "second": 4}
