@@ -248,7 +248,8 @@ def sequential_boundary(case: Case) -> Condition:
 
     Of a metric with a long tail, a small arm that has seen none of it has a better mean and a small
     variance at once; and counts may vary more than their posterior believes. So the variance of
-    both arms together must do as well.
+    both arms together must do as well. Where weights have changed, arms differ by when their units
+    came: then only units of the same epoch are compared (Simpson's paradox).
     """
     level = (case.profile.false_deploys or 1.0) / len(case.evidence.challengers)
     share = case.evidence.plan_share
@@ -256,9 +257,11 @@ def sequential_boundary(case: Case) -> Condition:
     required = f"P(better than the control) of {_certain(1 - doubt)} at {_percent(share)} of plan"
 
     def judge(candidate: int) -> tuple[float, bool, str]:
-        figure = min(case.evidence.p_lift(candidate, 0.0), _pooled(case, candidate))
+        believed, tested = case.evidence.p_lift(candidate, 0.0), _tested(case, candidate)
+        figure = min(believed, tested)
         holds = doubt > RESOLUTION and 1 - figure <= doubt
-        reason = f"{case.name(candidate)} is better with probability {_certain(figure)}"
+        how = " by a t test within epochs" if tested < believed else ""
+        reason = f"{case.name(candidate)} is better with probability {_certain(figure)}{how}"
         return figure, holds, reason
 
     return _exactly(case, "sequential_boundary", required, judge)
@@ -426,21 +429,30 @@ def _boundary(level: float) -> float:
     return NormalDist().inv_cdf(1 - level / 2)
 
 
-def _pooled(case: Case, candidate: int) -> float:
-    """Return P(better than the control) by the two-sample t test with one variance.
+def _tested(case: Case, candidate: int) -> float:
+    """Return P(better than the control) by a t test with one variance, stratified by epochs.
 
-    1 for a binary metric, whose rate tells its variance.
+    A stratum counts by n_v n_c / (n_v + n_c), as one without a difference of variance should. 1 for
+    a binary metric of one epoch: its rate tells its variance.
     """
-    if case.evidence.definition.metrics[0].kind is MetricKind.BINARY:
+    evidence = case.evidence
+    if len(evidence.epochs) < 2 and evidence.definition.metrics[0].kind is MetricKind.BINARY:
         return 1.0
-    v, c = (
-        case.evidence.primary[no].statistics.moments for no in (candidate, case.evidence.control_no)
+    arms = evidence.statistics_by_epoch
+    strata = [
+        (v.moments, c.moments)
+        for v, c in zip(arms[candidate], arms[evidence.control_no], strict=True)
+        if v.units and c.units
+    ]
+    weights = [v.units * c.units / (v.units + c.units) for v, c in strata]
+    gain = evidence.sign * math.fsum(
+        weight * (v.mean - c.mean) for weight, (v, c) in zip(weights, strata, strict=True)
     )
-    freedom = v.units + c.units - 2
-    if min(v.units, c.units) == 0 or freedom <= 0 or v.spread + c.spread == 0:
-        return 1.0
-    error = math.sqrt((v.spread + c.spread) / freedom * (1 / v.units + 1 / c.units))
-    return float(special.stdtr(freedom, case.evidence.sign * (v.mean - c.mean) / error))
+    freedom = math.fsum(v.units + c.units - 2 for v, c in strata)
+    spread = math.fsum(v.spread + c.spread for v, c in strata)
+    if freedom <= 0 or spread <= 0:
+        return float(gain > 0)
+    return float(special.stdtr(freedom, gain / math.sqrt(spread / freedom * math.fsum(weights))))
 
 
 def _tail(z: float) -> float:

@@ -11,14 +11,14 @@ false deploys are not made to look rarer than they are.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import count, pairwise, repeat
 from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 
 from tollkeeper.shadow.decision import weights_after
-from tollkeeper.shadow.evidence import Arm, Evidence
+from tollkeeper.shadow.evidence import Arm, Evidence, Row, Stretch
 from tollkeeper.shadow.gate import candidate_of, is_deployable, is_hopeless
 from tollkeeper.shadow.model import Adaptive, Definition, Metric, MetricKind, Variant
 from tollkeeper.shadow.profiles import DEFAULT, Profile, profile_of, wilson
@@ -210,10 +210,18 @@ def _evidence(setting: Setting, lift_no: int, generator: np.random.Generator) ->
     units = np.zeros(setting.arms, dtype=np.int64)
     successes, expected = np.zeros_like(units), np.zeros(setting.arms)
     seeds = generator.integers(_SEEDS, size=setting.looks).tolist()
+    stretches: list[Stretch] = []
+    rows: list[Row] = []
     for size, seed in zip(setting.sizes, seeds, strict=True):
         new = generator.multinomial(size, weights)
         units = units + new
-        successes = successes + generator.binomial(new, rates)
+        won = generator.binomial(new, rates)
+        successes = successes + won
+        if setting.adaptive is not None:
+            # An epoch for each look: where the weights stayed, one more stratum costs nothing.
+            epoch = len(stretches) + 1
+            stretches.append(Stretch(epoch=epoch, begun_at=0, weights=tuple(weights.tolist())))
+            rows += map(_row, repeat(epoch), count(), new.tolist(), won.tolist())
         expected = expected + size * weights
         arms = tuple(map(_arm, units.tolist(), successes.tolist()))
         shares = tuple(expected.tolist())
@@ -224,10 +232,28 @@ def _evidence(setting: Setting, lift_no: int, generator: np.random.Generator) ->
             expected=shares,
             expected_counted=shares,
             seed=seed,
+            epochs=tuple(stretches),
+            rows=tuple(rows),
         )
         yield evidence
         if setting.adaptive is not None:
             weights = np.array(weights_after(evidence))
+
+
+def _row(epoch: int, variant: int, units: int, successes: int) -> Row:
+    """Return what an arm gained in an epoch."""
+    statistics = ArmStatistics.of_successes(units, successes)
+    return Row(
+        epoch=epoch,
+        variant=variant,
+        metric=0,
+        exposed=units,
+        mature=units,
+        answered=units,
+        units=units,
+        total=statistics.total,
+        squares=statistics.squares,
+    )
 
 
 def _arm(units: int, successes: int) -> Arm:

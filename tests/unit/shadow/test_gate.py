@@ -332,6 +332,24 @@ def test_a_small_arm_that_has_seen_little_of_a_long_tail_needs_more_proof(
     assert fails == failing(judged(evidence)) & {"sequential_boundary", "probability_lift"}
 
 
+def test_a_ramp_while_the_rate_moves_is_no_lift() -> None:
+    """Both arms have 10 % in the first epoch and 15 % in the second, where b gets half: Simpson."""
+    parts = [
+        replace(part(variant, units, successes), epoch=epoch)
+        for epoch, variant, units, successes in (
+            (1, 0, 2_700, 270), (1, 1, 300, 30), (2, 0, 3_500, 525), (2, 1, 3_500, 525)
+        )
+    ]  # fmt: skip
+    evidence = parse(inputs_of(parts, definition=PLAN, weights=[(0.9, 0.1), (0.5, 0.5)]))
+
+    judgement = judged(evidence)
+
+    assert evidence.p_lift(1, 0.0) > 0.99
+    [boundary] = [each for each in judgement.conditions if each.name == "sequential_boundary"]
+    assert (False, 0.5) == (boundary.holds, boundary.figure)
+    assert boundary.reason == "b is better with probability 50.00 % by a t test within epochs"
+
+
 def test_a_difference_between_draws_and_exact_figures_closes_the_gate() -> None:
     strict = replace(DEFAULT, name="strict@1", most_disagreement=0.0)
 
