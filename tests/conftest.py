@@ -6,25 +6,34 @@ every PostgreSQL that is installed here.
 """
 
 import asyncio
+import atexit
 import itertools
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import asyncpg
+import psycopg
 import pytest
 from hypothesis import settings
 
-from tollkeeper.database.embedded import EmbeddedServer, all_binaries
+from tollkeeper.database.binaries import inspect_installation
+from tollkeeper.database.cluster import choose_account, create_cluster
+from tollkeeper.database.embedded import EmbeddedServer, all_binaries, find_binaries
 from tollkeeper.kernel.clock import SystemClock
 from tollkeeper.migrate.service import migrate
 
-# No test asserts a duration: machines that run tests are busy.
-settings.register_profile("tollkeeper", deadline=None)
+# No test asserts a duration: machines that run tests are busy. Each run tries other examples;
+# `make soak` tries many.
+settings.register_profile(
+    "tollkeeper", deadline=None, max_examples=int(os.environ.get("TOLLKEEPER_EXAMPLES", "50"))
+)
 settings.load_profile("tollkeeper")
 
 MEMORY = Path("/dev/shm")
@@ -36,8 +45,14 @@ MEMORY_NEEDED_BYTES = 4 * 1024**3
 class Databases:
     """Makes and drops the databases of one server; blocking, callable from any test."""
 
-    def __init__(self, server: EmbeddedServer) -> None:
+    def __init__(
+        self,
+        server: EmbeddedServer,
+        connection: "psycopg.Connection[tuple[object, ...]] | None" = None,
+    ) -> None:
+        """Work over a connection that stays, or over one for each step if the server may die."""
         self._server = server
+        self._connection = connection
         self._numbers = itertools.count(1)
         self._templates: set[str] = set()
 
@@ -66,6 +81,9 @@ class Databases:
         return name
 
     def _execute(self, statement: str) -> None:
+        if self._connection is not None:
+            self._connection.execute(statement)
+            return
         run(lambda: _execute(self._server.dsn("postgres"), statement))
 
 
@@ -100,9 +118,32 @@ def temporary_server(binaries: Path | None = None) -> Iterator[EmbeddedServer]:
     """Lend a server in a directory that is removed afterwards."""
     with (
         tempfile.TemporaryDirectory(prefix="tollkeeper-test-", dir=fastest_folder()) as directory,
-        EmbeddedServer.start(Path(directory), binaries=binaries) as server,
+        EmbeddedServer.start(with_cluster(Path(directory), binaries), binaries=binaries) as server,
     ):
         yield server
+
+
+def with_cluster(directory: Path, binaries: Path | None = None) -> Path:
+    """Put a cluster that never ran into a directory, which is returned; `initdb` takes longer."""
+    directory.mkdir(mode=0o711, exist_ok=True)
+    cluster = _cluster(binaries or find_binaries())
+    subprocess.run(["cp", "-a", str(cluster), str(directory / cluster.name)], check=True)
+    return directory
+
+
+@cache
+def _cluster(binaries: Path) -> Path:
+    """Make the cluster that others are copies of."""
+    folder = tempfile.TemporaryDirectory(prefix="tollkeeper-cluster-", dir=fastest_folder())
+    atexit.register(folder.cleanup)
+    data = Path(folder.name) / "postgres"
+    create_cluster(
+        data,
+        inspect_installation(binaries),
+        account=choose_account(data),
+        log=data.with_suffix(".log"),
+    )
+    return data
 
 
 @pytest.fixture(scope="session")
@@ -113,9 +154,10 @@ def server() -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
-def databases(server: EmbeddedServer) -> Databases:
+def databases(server: EmbeddedServer) -> Iterator[Databases]:
     """Makes databases on `server`."""
-    return Databases(server)
+    with psycopg.connect(server.dsn("postgres"), autocommit=True) as connection:
+        yield Databases(server, connection)
 
 
 @pytest.fixture
@@ -153,9 +195,10 @@ def other_server(request: pytest.FixtureRequest) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="session")
-def other_databases(other_server: EmbeddedServer) -> Databases:
+def other_databases(other_server: EmbeddedServer) -> Iterator[Databases]:
     """Makes databases on `other_server`."""
-    return Databases(other_server)
+    with psycopg.connect(other_server.dsn("postgres"), autocommit=True) as connection:
+        yield Databases(other_server, connection)
 
 
 @pytest.fixture

@@ -146,9 +146,10 @@ async def running_counting(
     lanes: int = 2,
     batch: int = 2_000,
     backoff: Backoff | None = None,
+    tally: Tally | None = None,
 ) -> AsyncIterator[Counting]:
     """Run an engine as the service does; afterwards it is drained and closed."""
-    clock, tally = SystemClock(), Tally()
+    clock, tally = SystemClock(), tally or Tally()
     pool = Pool(
         connector(dsn, role=SERVICE_ROLE, settings=SESSION_SETTINGS), size=lanes + 1, clock=clock
     )

@@ -1,11 +1,13 @@
 """Migrations that tests make up, and how they are run: here, or in a process that is killed."""
 
 import asyncio
+import os
 import signal
 import subprocess
-import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+
+from tests.nursery import Program, start
 
 from tollkeeper.database.binaries import all_binaries, inspect_installation
 from tollkeeper.database.connect import connector
@@ -95,12 +97,12 @@ def put(folder: Path, available: Sequence[Migration]) -> Path:
     return place
 
 
-def start_killed_at(dsn: str, folder: Path, event: int) -> "subprocess.Popen[bytes]":
+def start_killed_at(dsn: str, folder: Path, event: int) -> Program:
     """Start a run in a process that kills itself at its n-th event, counted from 1."""
-    return subprocess.Popen([sys.executable, "-c", KILLED_AT, dsn, str(folder), str(event)])
+    return start("-c", KILLED_AT, dsn, str(folder), str(event), environment=os.environ)
 
 
-def was_killed(process: "subprocess.Popen[bytes]") -> bool:
+def was_killed(process: Program) -> bool:
     """Wait for such a process; False if it came to its end."""
     code = process.wait(timeout=60)
     assert code in {0, -signal.SIGKILL}

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
-from tests.conftest import fastest_folder
+from tests.conftest import fastest_folder, with_cluster
 
 from tollkeeper.database.binaries import find_binaries
 from tollkeeper.database.embedded import EmbeddedServer
@@ -65,7 +65,7 @@ def replicated_pair() -> Iterator[Pair]:
     """Lend a primary with a standby that streams from it."""
     with (
         tempfile.TemporaryDirectory(prefix="tollkeeper-pair-", dir=fastest_folder()) as directory,
-        EmbeddedServer.start(Path(directory) / "first") as first,
+        EmbeddedServer.start(with_cluster(Path(directory) / "first")) as first,
     ):
         second_directory = Path(directory) / "second"
         second_directory.mkdir(mode=0o711)

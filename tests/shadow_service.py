@@ -90,7 +90,9 @@ def report(
 
 
 @asynccontextmanager
-async def running_shadow(dsn: str, *, clock: Clock | None = None) -> AsyncIterator[Shadow]:
+async def running_shadow(
+    dsn: str, *, clock: Clock | None = None, store: ExperimentStore | None = None
+) -> AsyncIterator[Shadow]:
     """Run the service on a database."""
     clock = clock or SystemClock()
     registry = CollectorRegistry()
@@ -104,7 +106,7 @@ async def running_shadow(dsn: str, *, clock: Clock | None = None) -> AsyncIterat
             return made
 
         lanes, reads, writes = pool(2, dict(SESSION_SETTINGS)), pool(4), pool(4)
-        metrics, store = ShadowMetrics(registry), ExperimentStore()
+        metrics, store = ShadowMetrics(registry), store or ExperimentStore()
         catalogue = Catalogue(reads, store, clock=clock)
         engine = Engine(
             lanes, CountingStore(), catalogue, clock=clock, jitter=random.Random(0).random,

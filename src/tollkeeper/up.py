@@ -113,7 +113,9 @@ async def local_stack(
         lock = claim_directory(data)
         started.callback(lock.release)
         started.enter_context(_reserved_port(settings.host, settings.credits_port, "--port"))
-        started.enter_context(_reserved_port(settings.host, settings.shadow_port, "--shadow-port"))
+        if _serves_experiments(settings):
+            port = settings.shadow_port
+            started.enter_context(_reserved_port(settings.host, port, "--shadow-port"))
         dsns = await started.enter_async_context(_databases(settings, data, lock, say))
         with explained(data):
             await _migrate(settings, data, dsns, say)
@@ -197,6 +199,12 @@ def _check(settings: Settings, *, processes: int) -> None:
             f"PostgreSQL has {MAX_CONNECTIONS}: use fewer --processes or a smaller "
             f"{variable_of('pool_size')}."
         )
+
+
+def _serves_experiments(settings: Settings) -> bool:
+    """Whether there is a database of experiments: configured, or on the embedded server."""
+    is_embedded = any(getattr(settings, f"{name}_dsn") is None for name in SERVED)
+    return is_embedded or settings.shadow_dsn is not None
 
 
 @contextmanager

@@ -7,12 +7,14 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 from unittest import mock
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -21,6 +23,7 @@ import asyncpg
 import httpx
 import pytest
 from tests.conftest import Databases
+from tests.nursery import Program, start
 
 from tollkeeper.cli import main
 from tollkeeper.kernel.ids import TenantId
@@ -94,16 +97,24 @@ class ShadowService:
 
 def tollkeeper(*arguments: str, environment: Mapping[str, str] | None = None) -> Finished:
     """Run `tollkeeper ARGUMENTS` to its end, with no settings but these."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tollkeeper", *arguments],
-        env=clean_environment(environment or {}),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout, done.stderr)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = start(
+            *("-m", "tollkeeper", *arguments),
+            environment=clean_environment(environment or {}),
+            stdout=out,
+            stderr=err,
+        )
+        try:
+            code = process.wait(timeout=120)
+        except BaseException:
+            process.kill()
+            raise
+        return Finished(code, *(_read(file) for file in (out, err)))
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode()
 
 
 def inside(*arguments: str, environment: Mapping[str, str]) -> Finished:
@@ -176,9 +187,9 @@ def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple
     """Run a service on a free port until the block ends; lend its URL and its process id."""
     port = free_port()
     with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "tollkeeper", "serve", name, "--port", str(port)],
-            env=clean_environment({"TOLLKEEPER_DRAIN_GRACE_S": "0", **settings}),
+        process = start(
+            *("-m", "tollkeeper", "serve", name, "--port", str(port)),
+            environment=clean_environment({"TOLLKEEPER_DRAIN_GRACE_S": "0", **settings}),
             stdout=output,
             stderr=output,
         )
@@ -196,7 +207,7 @@ def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple
             raise
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_until_ready(url: str, process: Program, log: Path) -> None:
     """Poll readiness until it is there, or say what the service said."""
     deadline_s = time.monotonic() + READY_S
     while time.monotonic() < deadline_s and process.poll() is None:

@@ -253,9 +253,8 @@ def test_a_proof_is_checked_by_the_script_of_the_guide(audited: Audited, tmp_pat
     proof = results[0].json()
     assert 3 == len(proof["path"])  # type: ignore[arg-type]  # a list
     for changed in mutations(proof):
-        for options in ([], ["-O"]):
-            found = check(script, changed, public, *options)
-            assert (1, "") == (found.returncode, found.stdout), changed
+        found = check(script, changed, public, "-O")  # nothing may rest on an `assert`
+        assert (1, "") == (found.returncode, found.stdout), changed
 
 
 def test_a_proof_has_every_link_however_many_there_are(audited: Audited, tmp_path: Path) -> None:

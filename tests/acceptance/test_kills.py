@@ -7,65 +7,29 @@ is said by TOLLKEEPER_KILLS; `make soak` says 200.
 import asyncio
 import os
 import random
-import signal
-import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import pytest
-from tests.acceptance.conftest import clean_environment, create_key, free_port
-from tests.conftest import Databases, fastest_folder
+from tests.acceptance.conftest import create_key, free_port
+from tests.conftest import Databases, fastest_folder, with_cluster
 from tests.customers import ANSWER_TIMEOUT_S, NO_RETRIES, Books, Cashier, Customer, rows_of
+from tests.programs import PATIENCE_S, Program, kill_server
 
 from tollkeeper.client.credits import CreditsClient
 from tollkeeper.database.embedded import EmbeddedServer
-from tollkeeper.database.postmaster import _processes_on
 
-KILLS = int(os.environ.get("TOLLKEEPER_KILLS", "20"))
+KILLS = int(os.environ.get("TOLLKEEPER_KILLS", "12"))
 ACCOUNTS = 4
 CUSTOMERS = 8
 FUNDS = 2_000
 ANSWERS_BETWEEN = (15, 60)
 """So many requests are answered between a kill and the next."""
-
-PATIENCE_S = 60.0
-"""What is not there again by then does not come back."""
-
-
-class Program:
-    """`tollkeeper ARGUMENTS`, killed and started again."""
-
-    def __init__(self, *arguments: str, environment: dict[str, str], log: Path) -> None:
-        self._command = [sys.executable, "-m", "tollkeeper", *arguments]
-        # Who is killed while it writes its coverage leaves a broken file.
-        self._environment = {
-            name: value
-            for name, value in clean_environment(environment).items()
-            if not name.startswith("COVERAGE")
-        }
-        self._log = log
-        self.start()
-
-    def start(self) -> None:
-        with self._log.open("ab") as output:
-            self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=output, stderr=output
-            )
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
-
-    def end(self) -> int:
-        """Ask it to leave; return its exit status."""
-        self._process.terminate()
-        return self._process.wait(timeout=PATIENCE_S)
 
 
 @dataclass(frozen=True)
@@ -82,23 +46,17 @@ class Site:
     async def kill(self, victim: str) -> None:
         """Kill a victim and start it again."""
         if victim == "server":
-            await asyncio.to_thread(self._kill_server)
+            await asyncio.to_thread(kill_server, self.server, self.data)
             return
         await asyncio.to_thread(self.programs[victim].kill)
         self.programs[victim].start()
-
-    def _kill_server(self) -> None:
-        for pid in sorted(_processes_on(self.data)):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.server.restart()
 
 
 @contextmanager
 def running_site(folder: Path) -> Iterator[Site]:
     with (
         tempfile.TemporaryDirectory(prefix="tollkeeper-test-", dir=fastest_folder()) as data,
-        EmbeddedServer.start(Path(data)) as server,
+        EmbeddedServer.start(with_cluster(Path(data))) as server,
         both_databases(server) as (credits_dsn, access_dsn),
     ):
         environment = {

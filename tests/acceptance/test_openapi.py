@@ -20,7 +20,7 @@ from tests.acceptance.conftest import Service
 if TYPE_CHECKING:
     from schemathesis.specs.openapi.schemas import OpenApiOperation
 
-EXAMPLES = 15
+EXAMPLES = 10
 """Requests for each operation, and as many that the document forbids."""
 
 WALKS, STEPS = 14, 20

@@ -115,6 +115,7 @@ def test_an_experiment_from_its_definition_to_its_rollback(
     assert "sales fell" == back["reason"]
     ended = done(shadow.run("shadow", "assign", name, "user-1", "--json")).json()
     assert ("ended", "old") == (ended["status"], ended["variant"])
+    assert "(of then: the experiment has ended)" in done(shadow.run("shadow", "analyse", name)).out
 
 
 def test_what_the_gate_refuses_is_said_condition_by_condition(
@@ -308,6 +309,7 @@ def test_lines_that_the_service_refuses_are_told_and_others_are_kept(
         (2, "give at least two", ("create", "x", "--variant", "a", "--metric", "m:binary")),
         (2, "say what decides", ("create", "x", "--variant", "a", "--variant", "b")),
         (2, "give all of them a share", ("create", "x", "--variant", "a=1", *BINARY)),
+        (2, "gives a share as a=0.7", ("create", "x", "--variant", "a:0.7", *BINARY)),
         (2, "is not NAME:KIND", ("create", "x", *BINARY[:4], "--metric", "sale")),
         (2, "is not NAME:KIND", ("create", "x", *BINARY, "--guardrail", "a:binary:up")),
         (2, "is not 0 to 1", ("create", "x", *BINARY, "--guardrail", "a:binary:lower:2")),

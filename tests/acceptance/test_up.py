@@ -107,8 +107,13 @@ def refusal(*options: str, **settings: str) -> str:
 
 
 @contextmanager
-def up(data: Path, *options: str, settings: Mapping[str, str] | None = None) -> Iterator[Up]:
-    port, shadow_port = free_port(), free_port()
+def up(
+    data: Path,
+    *options: str,
+    settings: Mapping[str, str] | None = None,
+    shadow_port: int | None = None,
+) -> Iterator[Up]:
+    port, shadow_port = free_port(), shadow_port or free_port()
     process = subprocess.Popen(
         command(
             "--data", str(data), "--port", str(port), "--shadow-port", str(shadow_port), *options
@@ -160,6 +165,14 @@ def answers(running: Up) -> bool:
         return False
 
 
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+    """One that 500 were topped up in, for tests after which it runs as before."""
+    with up(tmp_path_factory.mktemp("up")) as running:
+        topped_up(running, 500, "first")
+        yield running
+
+
 def test_everything_starts_from_nothing_and_ctrl_c_stops_it(tmp_path: Path) -> None:
     data = tmp_path / "data"
     with up(data) as running:
@@ -191,28 +204,25 @@ def test_everything_starts_from_nothing_and_ctrl_c_stops_it(tmp_path: Path) -> N
         assert balance(running) == 500
 
 
-def test_the_psql_line_reaches_the_ledger(tmp_path: Path) -> None:
-    with up(tmp_path) as running:
-        topped_up(running, 500, "first")
-        line = next(line for line in running.shown.splitlines() if " psql " in line)
+def test_the_psql_line_reaches_the_ledger(running: Up) -> None:
+    line = next(line for line in running.shown.splitlines() if " psql " in line)
 
-        async def found() -> object:
-            connection = await asyncpg.connect(line.split("'")[1])
-            try:
-                return await connection.fetchval("SELECT sum(balance)::bigint FROM accounts")
-            finally:
-                await connection.close()
+    async def found() -> object:
+        connection = await asyncpg.connect(line.split("'")[1])
+        try:
+            return await connection.fetchval("SELECT sum(balance)::bigint FROM accounts")
+        finally:
+            await connection.close()
 
-        assert asyncio.run(found()) == 500
+    assert asyncio.run(found()) == 500
 
 
-def test_second_up_on_one_directory_says_who_holds_it(tmp_path: Path) -> None:
-    with up(tmp_path) as running:
-        said = refusal("--data", str(tmp_path), *ports())
+def test_second_up_on_one_directory_says_who_holds_it(running: Up) -> None:
+    said = refusal("--data", str(running.data), *ports())
 
-        assert f"in use by process {running.process.pid} (" in said
-        assert running.url in said
-        assert answers(running)
+    assert f"in use by process {running.process.pid} (" in said
+    assert running.url in said
+    assert answers(running)
 
 
 def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
@@ -234,32 +244,28 @@ def test_a_port_in_use_is_named_and_nothing_is_started(tmp_path: Path) -> None:
     assert not (tmp_path / "postgres").exists()
 
 
-def test_a_killed_service_is_started_again(tmp_path: Path) -> None:
-    with up(tmp_path) as running:
-        topped_up(running, 500, "first")
-        killed = running.child("serve credits")
+def test_a_killed_service_is_started_again(running: Up) -> None:
+    killed = running.child("serve credits")
 
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: not is_alive(killed) and answers(running))
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: not is_alive(killed) and answers(running))
 
-        assert balance(running) == 500
+    assert balance(running) == 500
 
 
-def test_a_killed_database_is_started_again(tmp_path: Path) -> None:
-    with up(tmp_path) as running:
-        topped_up(running, 500, "first")
-        killed = running.child("postgres -D")
+def test_a_killed_database_is_started_again(running: Up) -> None:
+    killed = running.child("postgres -D")
 
-        os.kill(killed, signal.SIGKILL)
-        wait_until(lambda: any("postgres -D" in text for text in running.children().values()))
-        wait_until(lambda: answers(running))
+    os.kill(killed, signal.SIGKILL)
+    wait_until(lambda: any("postgres -D" in text for text in running.children().values()))
+    wait_until(lambda: answers(running))
 
-        assert running.child("postgres -D") != killed
-        # Reads and writes are let through again each in its own time.
-        wait_until(lambda: topped_up(running, 500, "first").status_code == 201)
-        replay = topped_up(running, 500, "first")
-        assert replay.headers["Idempotent-Replayed"] == "true"
-        assert balance(running) == 500
+    assert running.child("postgres -D") != killed
+    # Reads and writes are let through again each in its own time.
+    wait_until(lambda: topped_up(running, 500, "first").status_code == 201)
+    replay = topped_up(running, 500, "first")
+    assert replay.headers["Idempotent-Replayed"] == "true"
+    assert balance(running) == 500
 
 
 def test_sigkill_leaves_nothing_behind_and_the_next_start_finds_everything(tmp_path: Path) -> None:
@@ -309,7 +315,10 @@ def test_configured_databases_are_used_instead_of_the_embedded_one(
     server.create_database("up_access")
     dsns = {"TOLLKEEPER_CREDITS_DSN": empty_dsn, "TOLLKEEPER_ACCESS_DSN": server.dsn("up_access")}
 
-    with up(tmp_path, settings=dsns) as running:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,  # where experiments are not served anyway
+        up(tmp_path, settings=dsns, shadow_port=other.getsockname()[1]) as running,
+    ):
         assert topped_up(running, 500, "first").status_code == 201
         assert "TOLLKEEPER_SHADOW_DSN is not set" in running.shown
         assert not (tmp_path / "postgres").exists()

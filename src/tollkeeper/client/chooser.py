@@ -296,17 +296,19 @@ class Chooser:
         return not later
 
     async def _deliver(
-        self, experiment_id: str, exposures: Sequence["_Exposure"]
+        self, experiment_id: str, exposures: Sequence["_Exposure"], *, are_timed: bool = True
     ) -> list[AssignmentResult | None]:
         """Return what the service says of each; None: it would not have it.
 
-        A body is refused whole for one fault in it: then each half is sent by itself.
+        A body is refused whole for one fault in it: then each half is sent by itself. Where this
+        clock is ahead of the service's, all are exposed when they arrive there.
 
         Raises:
             ClientError: there is no answer now.
         """
         units = [
-            Unit(each.unit_id, each.attributes, each.epoch, each.exposed_at) for each in exposures
+            Unit(each.unit_id, each.attributes, each.epoch, each.exposed_at if are_timed else None)
+            for each in exposures
         ]
         try:
             return list(await self._client.assign_batch(experiment_id, units))
@@ -317,11 +319,14 @@ class Chooser:
                 raise
             if error.status not in _FAULTY_BODY:
                 return [None] * len(exposures)
+            if are_timed and _is_ahead(error):
+                return await self._deliver(experiment_id, exposures, are_timed=False)
         if len(exposures) == 1:
             return [None]
         half = len(exposures) // 2
-        first = await self._deliver(experiment_id, exposures[:half])
-        return first + await self._deliver(experiment_id, exposures[half:])
+        first = await self._deliver(experiment_id, exposures[:half], are_timed=are_timed)
+        rest = await self._deliver(experiment_id, exposures[half:], are_timed=are_timed)
+        return first + rest
 
     def _may_pass(self, exposure: "_Exposure", result: AssignmentResult) -> bool:
         """Whether the service may take a choice later that it does not take now."""
@@ -430,14 +435,24 @@ def _namespace_of(seen: SnapshotExperiment) -> NamespaceRange | None:
     return NamespaceRange(name=space.name, start=space.start, end=space.end)
 
 
-def _is_unit_id(text: str) -> bool:
+def _is_unit_id(text: object) -> bool:
     """Whether the service would take a unit of this id; most are short and ASCII."""
+    if not isinstance(text, str):  # a number, of somebody who does not check types
+        return False
     if text.isascii() and text.isprintable():
         return 1 <= len(text) <= ID_LIMIT_BYTES
     try:
         return 1 <= len(text.encode()) <= ID_LIMIT_BYTES and "\0" not in text
     except UnicodeEncodeError:
         return False
+
+
+def _is_ahead(refusal: CallFailed) -> bool:
+    """Whether a body was refused for the moment of an exposure: nothing else is wrong with one."""
+    faults = refusal.facts.get("errors")
+    if not isinstance(faults, list) or not faults or not isinstance(faults[0], dict):
+        return False
+    return str(faults[0].get("field")).endswith("exposed_at")
 
 
 def _choice_of(assignment: Assignment) -> Choice:

@@ -306,3 +306,5 @@ def _encoded(document: object) -> bytes:
         return _ENCODER.encode(document)
     except UnicodeEncodeError as error:
         raise CallMalformed(field="the request", fault="has text that is not Unicode") from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise CallMalformed(field="the request", fault=f"is no JSON: {error}") from error

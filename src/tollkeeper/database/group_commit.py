@@ -10,6 +10,8 @@ is after a lost connection is never guessed: it is decided again, and what the s
 
 What is decided, how it is committed, and what answers a fault are the slice's.
 
+A lane outlives every error: a bug of ours fails the items it concerns, and is logged.
+
 Invariants: a key's items are decided in the order they were accepted; a key being put back holds
 its later items behind it; whoever stops waiting changes nothing about what was accepted.
 """
@@ -20,16 +22,17 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar, cast
+from typing import Generic, Protocol, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
 from tollkeeper.database.pool import Pool
+from tollkeeper.database.ticket import Pending, Ticket
 from tollkeeper.kernel.backoff import Backoff
 from tollkeeper.kernel.clock import Clock
-from tollkeeper.telemetry.request import current_request, ids_of
+from tollkeeper.telemetry.request import ids_of
 
 STOPPED = "the service stopped before it was decided"
 
@@ -148,43 +151,14 @@ class Work(Protocol[ItemT_contra, ResultT]):
 class _Events:
     """Names of a slice's events: fixed once it is known whose they are."""
 
-    __slots__ = ("batch_retried", "given_up", "operation_failed", "race_lost")
+    __slots__ = ("batch_retried", "given_up", "lane_failed", "operation_failed", "race_lost")
 
     def __init__(self, name: str) -> None:
+        self.lane_failed = f"{name}.lane_failed"
         self.race_lost = f"{name}.race_lost"
         self.batch_retried = f"{name}.batch_retried"
         self.operation_failed = f"{name}.operation_failed"
         self.given_up = f"{name}.operations_given_up"
-
-
-class _Ticket(Generic[ResultT]):
-    """What one caller waits for: the results of its items, in its order."""
-
-    __slots__ = ("future", "missing", "request", "results")
-
-    def __init__(self, count: int, future: asyncio.Future[list[ResultT]]) -> None:
-        self.results: list[ResultT | None] = [None] * count
-        self.missing = count
-        self.future = future
-        self.request = current_request.get()
-
-    def deliver(self, index: int, result: ResultT) -> None:
-        self.results[index] = result
-        self.missing -= 1
-        if self.missing == 0 and not self.future.done():
-            self.future.set_result(cast("list[ResultT]", self.results))
-
-
-class _Pending(Generic[ItemT, ResultT]):
-    """An accepted item on its way."""
-
-    __slots__ = ("attempt", "index", "item", "ticket")
-
-    def __init__(self, item: ItemT, ticket: _Ticket[ResultT], index: int) -> None:
-        self.item = item
-        self.ticket = ticket
-        self.index = index
-        self.attempt = 0
 
 
 class GroupCommit(Generic[ItemT, ResultT]):
@@ -244,10 +218,10 @@ class GroupCommit(Generic[ItemT, ResultT]):
             return []
         self._admit(count)
         began = self._clock.monotonic_s()
-        ticket: _Ticket[ResultT] = _Ticket(count, self._future())
+        ticket: Ticket[ResultT] = Ticket(count, self._future())
         lanes = self._lanes
         for index, item in enumerate(items):
-            lanes[item.shard % len(lanes)].put(_Pending(item, ticket, index))
+            lanes[item.shard % len(lanes)].put(Pending(item, ticket, index))
         results = await ticket.future
         self._metrics.answered(
             self._kind_of(items[0]) if count == 1 else "batch", self._clock.monotonic_s() - began
@@ -309,12 +283,13 @@ class _Lane(Generic[ItemT, ResultT]):
         self._jitter = jitter
         self._metrics = metrics
         self._limits = limits
-        self._queue: deque[_Pending[ItemT, ResultT]] = deque()
+        self._queue: deque[Pending[ItemT, ResultT]] = deque()
         self._wake = asyncio.Event()
-        self._parked: dict[Hashable, list[_Pending[ItemT, ResultT]]] = {}
+        self._parked: dict[Hashable, list[Pending[ItemT, ResultT]]] = {}
         self._timers: set[asyncio.TimerHandle] = set()
+        self._taken: list[Pending[ItemT, ResultT]] = []
 
-    def put(self, pending: _Pending[ItemT, ResultT]) -> None:
+    def put(self, pending: Pending[ItemT, ResultT]) -> None:
         self._queue.append(pending)
         self._wake.set()
 
@@ -323,41 +298,58 @@ class _Lane(Generic[ItemT, ResultT]):
             await self._wake.wait()
             self._wake.clear()
             while self._queue:
-                batch = self._take()
+                self._taken = batch = self._take()
                 if batch:
-                    self._metrics.batch_taken(len(batch))
-                    await self._process(batch)
+                    try:
+                        self._metrics.batch_taken(len(batch))
+                        await self._process(batch)
+                    except Exception as error:  # noqa: BLE001  # the lane's edge: without it all who come later wait for ever
+                        self._fail(batch, error)
+                self._taken = []
 
     def abandon(self) -> None:
         """Refuse everyone who still waits; only after the task has ended."""
         for timer in self._timers:
             timer.cancel()
-        left = [*self._queue, *(p for parked in self._parked.values() for p in parked)]
+        left = [*self._taken, *self._waiting()]
+        self._taken = []
         self._queue.clear()
         self._parked.clear()
         for pending in left:
-            self._give_up(pending, STOPPED)
+            if not pending.ticket.has(pending.index):
+                self._give_up(pending, STOPPED)
 
-    def _take(self) -> list[_Pending[ItemT, ResultT]]:
+    def _waiting(self) -> list[Pending[ItemT, ResultT]]:
+        return [*self._queue, *(p for parked in self._parked.values() for p in parked)]
+
+    def _fail(self, batch: list[Pending[ItemT, ResultT]], error: Exception) -> None:
+        """Answer whom a bug of ours has left without an answer, and without a place to wait."""
+        self._log.error(self._events.lane_failed, operations=len(batch), exc_info=error)
+        waiting = set(map(id, self._waiting()))
+        for pending in batch:
+            if not pending.ticket.has(pending.index) and id(pending) not in waiting:
+                self._deliver(pending, self._work.failed(pending.item, error))
+
+    def _take(self) -> list[Pending[ItemT, ResultT]]:
         """Take the next batch; items of a parked key queue up behind it."""
         queue = self._queue
         count = min(len(queue), self._limits.batch)
         return self._without_parked([queue.popleft() for _ in range(count)])
 
     def _without_parked(
-        self, batch: list[_Pending[ItemT, ResultT]]
-    ) -> list[_Pending[ItemT, ResultT]]:
+        self, batch: list[Pending[ItemT, ResultT]]
+    ) -> list[Pending[ItemT, ResultT]]:
         """Return the items that may be decided now; the others join their parked key."""
         parked = self._parked
         if not parked:
             return batch
-        ready: list[_Pending[ItemT, ResultT]] = []
+        ready: list[Pending[ItemT, ResultT]] = []
         for pending in batch:
             behind = parked.get(self._key_of(pending.item))
             (ready if behind is None else behind).append(pending)
         return ready
 
-    async def _process(self, batch: list[_Pending[ItemT, ResultT]]) -> None:
+    async def _process(self, batch: list[Pending[ItemT, ResultT]]) -> None:
         """Decide a batch; every item is answered, put back, or failed alone."""
         items = [pending.item for pending in batch]
         is_retry = any(map(_attempt_of, batch))
@@ -378,12 +370,12 @@ class _Lane(Generic[ItemT, ResultT]):
     def _answer_all_but(
         self,
         lost: AbstractSet[Hashable],
-        batch: list[_Pending[ItemT, ResultT]],
+        batch: list[Pending[ItemT, ResultT]],
         results: Sequence[ResultT],
     ) -> None:
         """Put back what was lost, and answer the rest."""
-        again: list[_Pending[ItemT, ResultT]] = []
-        landed: list[_Pending[ItemT, ResultT]] = []
+        again: list[Pending[ItemT, ResultT]] = []
+        landed: list[Pending[ItemT, ResultT]] = []
         answers: list[ResultT] = []
         for pending, result in zip(batch, results, strict=True):
             if self._key_of(pending.item) in lost:
@@ -398,7 +390,7 @@ class _Lane(Generic[ItemT, ResultT]):
         self._put_back(again, self._work.lost_reason)
         self._answer(landed, [pending.item for pending in landed], answers)
 
-    async def _recover(self, batch: list[_Pending[ItemT, ResultT]], error: Exception) -> None:
+    async def _recover(self, batch: list[Pending[ItemT, ResultT]], error: Exception) -> None:
         """Put a batch back after a fault of the database; single out what a healthy one refuses."""
         if is_retryable(error):
             self._metrics.retried("database", len(batch))
@@ -424,10 +416,10 @@ class _Lane(Generic[ItemT, ResultT]):
             )
             self._deliver(batch[0], self._work.failed(batch[0].item, error))
 
-    def _put_back(self, batch: Iterable[_Pending[ItemT, ResultT]], reason: str) -> None:
+    def _put_back(self, batch: Iterable[Pending[ItemT, ResultT]], reason: str) -> None:
         """Park the batch's keys for the backoff, or give up on what has no retry left."""
-        by_key: dict[Hashable, list[_Pending[ItemT, ResultT]]] = {}
-        spent: list[_Pending[ItemT, ResultT]] = []
+        by_key: dict[Hashable, list[Pending[ItemT, ResultT]]] = {}
+        spent: list[Pending[ItemT, ResultT]] = []
         for pending in batch:
             if pending.attempt >= self._limits.backoff.retries:
                 spent.append(pending)
@@ -464,24 +456,31 @@ class _Lane(Generic[ItemT, ResultT]):
 
     def _answer(
         self,
-        batch: Sequence[_Pending[ItemT, ResultT]],
+        batch: Sequence[Pending[ItemT, ResultT]],
         items: Sequence[ItemT],
         results: Sequence[ResultT],
     ) -> None:
+        assert len(batch) == len(results), "each item has a result"
         for pending, result in zip(batch, results, strict=True):
             pending.ticket.deliver(pending.index, result)
-        self._work.note_decided(items, results)
         self._group.decided(len(batch))
+        self._note(items, results)
 
-    def _give_up(self, pending: _Pending[ItemT, ResultT], reason: str) -> None:
+    def _give_up(self, pending: Pending[ItemT, ResultT], reason: str) -> None:
         result = self._work.unavailable(attempts=pending.attempt + 1, reason=reason)
         self._deliver(pending, result)
 
-    def _deliver(self, pending: _Pending[ItemT, ResultT], result: ResultT) -> None:
+    def _deliver(self, pending: Pending[ItemT, ResultT], result: ResultT) -> None:
         pending.ticket.deliver(pending.index, result)
-        self._work.note_decided((pending.item,), (result,))
         self._group.decided(1)
+        self._note((pending.item,), (result,))
+
+    def _note(self, items: Sequence[ItemT], results: Sequence[ResultT]) -> None:
+        try:
+            self._work.note_decided(items, results)
+        except Exception as error:  # noqa: BLE001  # a figure less is no reason to decide nothing more
+            self._log.error(self._events.lane_failed, operations=len(items), exc_info=error)
 
 
-def _request_ids(batch: Iterable[_Pending[ItemT, ResultT]]) -> tuple[str, ...]:
+def _request_ids(batch: Iterable[Pending[ItemT, ResultT]]) -> tuple[str, ...]:
     return ids_of(pending.ticket.request for pending in batch)

@@ -267,8 +267,11 @@ def _verdict_facts(found: AnalysisDocument, *, is_over: bool) -> list[Fact]:
     if last is None:
         facts.append(("last look", "none was taken yet", "warn"))
     else:
-        tone = "warn" if last.is_expired else VERDICT_TONES.get(last.verdict, "warn")
+        is_past = last.is_expired or is_over
+        tone = "warn" if is_past else VERDICT_TONES.get(last.verdict, "warn")
         expired = " (expired: wait for the next look)" if last.is_expired else ""
+        if is_over:
+            expired = " (of then: the experiment has ended)"
         facts.append(("verdict", f"{last.verdict}: {last.why}{expired}", tone))
         number = (
             f"{last.look:,}" if looks.planned is None else f"{last.look:,} of {looks.planned:,}"

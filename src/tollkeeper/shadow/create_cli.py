@@ -190,6 +190,11 @@ def _variants_of(words: Sequence[str]) -> list[dict[str, object]]:
     for word in words:
         name, equals, text = word.rpartition("=")
         if not equals:
+            meant, colon, share_text = word.rpartition(":")
+            if colon and share_of(share_text) is not None:
+                raise typer.BadParameter(
+                    f"{word!r} gives a share as {meant}={share_text}", param_hint="--variant"
+                )
             found.append({"name": word})
             continue
         share = share_of(text)

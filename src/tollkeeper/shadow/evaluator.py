@@ -54,6 +54,7 @@ class Evaluator:
         self._said_of = {no: said for no, said in self._said_of.items() if no in known}
         for standing in due:
             await self._look(standing)
+        self._metrics.keep({each.experiment_id for each in standings})
         if is_census:
             self._metrics.show_experiments(await self._decider.counts())
             self._metrics.show_untested(await self._decider.without_testing())

@@ -5,7 +5,7 @@ sets are bounded: the running experiments that were analysed last, `SHOWN_EXPERI
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -180,6 +180,11 @@ class DecisionMetrics:
         """Show an experiment no more: it has ended."""
         for variant in self._shown.pop(experiment_id, ()):
             self._best.remove(experiment_id, variant)
+
+    def keep(self, experiment_ids: Collection[str]) -> None:
+        """Show no experiment any more but these: others have ended."""
+        for experiment_id in [each for each in self._shown if each not in experiment_ids]:
+            self.forget(experiment_id)
 
     def show_experiments(self, counts: Mapping[ExperimentState, int]) -> None:
         """Show how many experiments are in each state."""

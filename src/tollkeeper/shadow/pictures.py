@@ -93,7 +93,7 @@ def png_of(report: Report) -> bytes:
         below = max(_TALL + listed, _STEP * len(report.analysis.conditions))
         figure = _figure(12.4, _HEAD + _TALL + below + 2 * _GAP + 0.1)
         _draw_heading(_place(figure, 0.95, 0.25, 11.2, _HEAD - 0.25), report)
-        top = _HEAD + 0.7
+        top = _HEAD + 0.9
         draw_densities(_place(figure, 0.95, top, 4.9, _TALL), report)
         draw_best(_place(figure, 7.0, top, 5.0, _TALL), report)
         top += _TALL + _GAP
@@ -193,9 +193,7 @@ def draw_lift(axes: "Axes", report: Report) -> None:
     margin = report.analysis.margin
     axes.set_title("Lift over the control, with 95 % interval")
     axes.set_ylabel("relative, above 0 is better")
-    axes.yaxis.set_major_formatter(
-        lambda value, _: f"{100 * value:+.3g} %" if abs(value) > 1e-9 else "0 %"
-    )
+    axes.yaxis.set_major_formatter(lambda value, _: _lift_text(value))
     _units_axis(axes, report)
     axes.axhline(0, color=INK, lw=0.9)
     bounds: list[float] = [0.0, margin]
@@ -237,6 +235,12 @@ def draw_lift(axes: "Axes", report: Report) -> None:
             ha="right", va="bottom", xytext=(0, 1), textcoords="offset points", fontsize=8,
         )  # fmt: skip
     _legend(axes)
+
+
+def _lift_text(lift: float) -> str:
+    if abs(lift) < 1e-9:
+        return "0 %"
+    return f"{lift:+,.0%}".replace("%", " %") if abs(lift) >= 1 else f"{100 * lift:+.3g} %"
 
 
 def _draw_heading(axes: "Axes", report: Report) -> None:
@@ -305,7 +309,9 @@ def _reach(posteriors: list[Posterior]) -> tuple[float, float]:
 def _label(report: Report, variant_no: int) -> str:
     arm = report.analysis.arms[variant_no]
     is_said = arm.variant.casefold().startswith("control")
-    return shortened(arm.variant) + (" (control)" if arm.is_control and not is_said else "")
+    # What begins with an underscore would not be in a legend.
+    name = f" {arm.variant}" if arm.variant.startswith("_") else arm.variant
+    return shortened(name) + (" (control)" if arm.is_control and not is_said else "")
 
 
 def _legend(axes: "Axes") -> None:

@@ -5,6 +5,7 @@ Who a unit is assigned to follows from its id and the weights of an epoch alone,
 can choose by itself and report later; the first exposure that is recorded stands.
 """
 
+import asyncio
 import hashlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import structlog
 
 from tollkeeper.database.connect import is_retryable
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import DatabaseError
 from tollkeeper.database.pool import Pool
 from tollkeeper.kernel.clock import Clock
 from tollkeeper.kernel.ids import TenantId
@@ -101,6 +103,7 @@ class ShadowService:
         self._allocations: dict[tuple[int, int], tuple[int, Allocation]] = {}
         self._shown: tuple[Experiment, ...] = ()
         self._shown_at_s = -math.inf
+        self._showing: asyncio.Task[tuple[Experiment, ...]] | None = None
 
     async def create(
         self, experiment_id: str, definition: Definition, tenant_id: TenantId
@@ -173,7 +176,7 @@ class ShadowService:
             if change.weights is not None:
                 experiment = await self._reweigh(connection, experiment, change.weights)
         self._catalogue.learn(experiment)
-        self._shown_at_s = -math.inf
+        self._shown_at_s, self._showing = -math.inf, None
         _log.info(
             "shadow.experiment_changed", experiment=experiment_id, tenant=experiment.tenant_id,
             state=experiment.state.value, version=experiment.version,
@@ -227,9 +230,17 @@ class ShadowService:
         results: list[Recorded | ShadowError | OutcomeFailed | None] = [None] * len(outcomes)
         asked: list[Request] = []
         places: list[int] = []
+        seen: dict[str, Experiment | ExperimentNotFound] = {}
         for place, outcome in enumerate(outcomes):
+            name = outcome.experiment_id
+            if name not in seen:
+                seen[name] = await self._seen(name, tenant_id)
+            experiment = seen[name]
+            if isinstance(experiment, ExperimentNotFound):
+                results[place] = experiment
+                continue
             try:
-                asked.append(await self._report(outcome, tenant_id))
+                asked.append(_reported(outcome, experiment))
                 places.append(place)
             except ShadowError as error:
                 results[place] = error
@@ -241,17 +252,30 @@ class ShadowService:
 
     async def snapshot(self, tenant_id: TenantId | None) -> Snapshot:
         """Return what a client needs to choose variants by itself, a second old at most."""
-        now_s = self._clock.monotonic_s()
-        if now_s - self._shown_at_s >= FRESH_FOR_S:
-            async with self._reads.connection() as connection:
-                found = await self._store.of_interest(connection, limit=SNAPSHOT_LIMIT)
-            self._shown, self._shown_at_s = tuple(found), now_s
+        shown = self._shown
+        if self._clock.monotonic_s() - self._shown_at_s >= FRESH_FOR_S:
+            if self._showing is None:  # who asks while another does gets the same answer
+                self._showing = asyncio.create_task(self._show())
+                self._showing.add_done_callback(_take_note)
+            shown = await asyncio.shield(self._showing)
         experiments = tuple(
-            each for each in self._shown if tenant_id is None or each.tenant_id == tenant_id
+            each for each in shown if tenant_id is None or each.tenant_id == tenant_id
         )
         versions = [(each.experiment_no, each.version) for each in experiments]
         digest = hashlib.sha256(msgspec.json.encode(versions)).hexdigest()[:32]
         return Snapshot(version=digest, experiments=experiments)
+
+    async def _show(self) -> tuple[Experiment, ...]:
+        began_s, showing = self._clock.monotonic_s(), asyncio.current_task()
+        try:
+            async with self._reads.connection() as connection:
+                found = tuple(await self._store.of_interest(connection, limit=SNAPSHOT_LIMIT))
+            if self._showing is showing:  # otherwise something was changed meanwhile
+                self._shown, self._shown_at_s = found, began_s
+        finally:
+            if self._showing is showing:
+                self._showing = None
+        return found
 
     async def _redefine(
         self, connection: Connection, experiment: Experiment, definition: Definition
@@ -338,22 +362,15 @@ class ShadowService:
             self._allocations[key] = kept
         return allocate(kept[1], unit_id)
 
-    async def _report(self, outcome: ReportedOutcome, tenant_id: TenantId | None) -> Record:
-        found = await self._catalogue.find(outcome.experiment_id)
-        experiment = visible(found, outcome.experiment_id, tenant_id)
-        name = experiment.experiment_id
-        if experiment.state is ExperimentState.DRAFT:
-            raise ExperimentNotRunning(experiment_id=name, state=experiment.state)
-        return Record(
-            experiment_no=experiment.experiment_no,
-            unit_id=outcome.unit_id,
-            shard=shard_of(outcome.unit_id),
-            version=experiment.version,
-            outcome_id=outcome.outcome_id,
-            metric_no=experiment.definition.metric_no(name, outcome.metric),
-            value_micro=outcome.value_micro,
-            occurred_at=outcome.occurred_at,
-        )
+    async def _seen(
+        self, experiment_id: str, tenant_id: TenantId | None
+    ) -> Experiment | ExperimentNotFound:
+        """Find an experiment for a whole list: one that is not there is not in the catalogue."""
+        try:
+            found = await self._catalogue.find(experiment_id)
+            return visible(found, experiment_id, tenant_id)
+        except ExperimentNotFound as error:
+            return error
 
 
 def allocation_of(experiment: Experiment, epoch: int) -> Allocation:
@@ -384,15 +401,25 @@ def visible(
 
 @asynccontextmanager
 async def lent(pool: Pool) -> AsyncIterator[Connection]:
-    """Lend a connection; what may succeed when it is tried again is the caller's to repeat."""
+    """Lend a connection; what may succeed when it is tried again is the caller's to repeat.
+
+    What the database layer knows stays its own error: its words are not for callers.
+    """
     try:
         async with pool.connection() as connection:
             yield connection
+    except DatabaseError:
+        raise
     except Exception as error:
         if not is_retryable(error):
             raise
         reason = str(error) or type(error).__name__
         raise ShadowUnavailable(attempts=1, reason=reason) from error
+
+
+def _take_note(showing: asyncio.Task[tuple[Experiment, ...]]) -> None:
+    if not showing.cancelled():
+        showing.exception()  # who asked may have left: nobody else takes note of it
 
 
 def _check_profile(definition: Definition) -> None:
@@ -407,6 +434,28 @@ def _uncounted(experiment: Experiment, unit: AssignUnit, status: AssignmentStatu
         number = experiment.definition.control_no
     return Assigned(
         unit_id=unit.unit_id, status=status, variant=experiment.definition.names[number]
+    )
+
+
+def _reported(outcome: ReportedOutcome, experiment: Experiment) -> Record:
+    """Return what is to be counted of an outcome.
+
+    Raises:
+        ExperimentNotRunning: it is a draft.
+        MetricUnknown: it has no such metric.
+    """
+    name = experiment.experiment_id
+    if experiment.state is ExperimentState.DRAFT:
+        raise ExperimentNotRunning(experiment_id=name, state=experiment.state)
+    return Record(
+        experiment_no=experiment.experiment_no,
+        unit_id=outcome.unit_id,
+        shard=shard_of(outcome.unit_id),
+        version=experiment.version,
+        outcome_id=outcome.outcome_id,
+        metric_no=experiment.definition.metric_no(name, outcome.metric),
+        value_micro=outcome.value_micro,
+        occurred_at=outcome.occurred_at,
     )
 
 

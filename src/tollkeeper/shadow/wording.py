@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from tollkeeper.shadow.analysis import LastLook
 from tollkeeper.shadow.history import Report
 from tollkeeper.shadow.model import MetricKind, Verdict
 
@@ -26,11 +27,19 @@ def headline_of(report: Report) -> Headline:
         return Headline(f"Deployed: everybody gets {shortened(report.deployed)}.", "good")
     if look is None:
         return Headline("No look has been taken yet: nothing is decided.", "plain")
-    name = shortened(look.variant or "no variant")
+    if report.state == "ended":
+        said = f"It has ended, and nothing is deployed: look {look.look} said {look.verdict}."
+        return Headline(said, "plain")
     if look.is_expired:
         return Headline(f"The verdict of look {look.look} to {look.verdict} has expired.", "plain")
+    return _standing(look)
+
+
+def _standing(look: LastLook) -> Headline:
+    """Say what a look said that stands."""
     match look.verdict:
         case Verdict.DEPLOY:
+            name = shortened(look.variant or "no variant")
             until = (
                 "" if look.expires_at is None else f" until {look.expires_at:%d %b %Y %H:%M} UTC"
             )

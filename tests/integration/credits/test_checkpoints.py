@@ -243,6 +243,7 @@ async def test_a_maker_that_is_killed_leaves_whole_checkpoints_and_a_file_that_g
     async def spend() -> None:
         while not leaving.is_set():
             await ledger.execute(*(consume(name, 1) for name in NAMES))
+            await asyncio.sleep(0.005)  # else it takes the core that the maker starts on
 
     spending = asyncio.create_task(spend())
     for _ in range(8):

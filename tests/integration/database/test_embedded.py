@@ -14,6 +14,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from tests.conftest import with_cluster
 
 from tollkeeper.database.binaries import all_binaries
 from tollkeeper.database.cluster import choose_account, server_environment
@@ -91,6 +92,12 @@ try:
 except EmbeddedError as error:
     print(error)
 """
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Path:
+    """A directory with a cluster, which has only to be started."""
+    return with_cluster(tmp_path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -222,14 +229,14 @@ def test_first_start_says_what_it_does(tmp_path: Path) -> None:
     ]
 
 
-def test_database_names_are_never_read_as_sql(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path) as server:
+def test_database_names_are_never_read_as_sql(ready: Path) -> None:
+    with EmbeddedServer.start(ready) as server:
         server.create_database("""odd "name'; \\! false""")
         server.create_database("""odd "name'; \\! false""")
 
 
-def test_a_stopped_server_is_not_running(tmp_path: Path) -> None:
-    server = EmbeddedServer.start(tmp_path)
+def test_a_stopped_server_is_not_running(ready: Path) -> None:
+    server = EmbeddedServer.start(ready)
     pid = server.pid
     assert server.is_running()
 
@@ -240,44 +247,44 @@ def test_a_stopped_server_is_not_running(tmp_path: Path) -> None:
     assert not is_alive(pid)
 
 
-def test_second_start_in_this_process_is_refused(tmp_path: Path) -> None:
-    lock = claim_directory(tmp_path)
-    with EmbeddedServer.start(tmp_path, lock=lock):
+def test_second_start_in_this_process_is_refused(ready: Path) -> None:
+    lock = claim_directory(ready)
+    with EmbeddedServer.start(ready, lock=lock):
         lock.announce(url="http://x")
 
         with pytest.raises(EmbeddedError, match=rf"process {os.getpid()} \(.*, serving http://x"):
-            EmbeddedServer.start(tmp_path)
+            EmbeddedServer.start(ready)
     with pytest.raises(EmbeddedError, match="in use"):
-        EmbeddedServer.start(tmp_path)
+        EmbeddedServer.start(ready)
     lock.release()
 
 
-def test_second_start_names_the_process_that_holds_the_directory(tmp_path: Path) -> None:
+def test_second_start_names_the_process_that_holds_the_directory(ready: Path) -> None:
     with (
-        another_process_holding(tmp_path) as other,
-        pytest.raises(EmbeddedError, match=f"{tmp_path} is in use by process {other.process.pid} "),
+        another_process_holding(ready) as other,
+        pytest.raises(EmbeddedError, match=f"{ready} is in use by process {other.process.pid} "),
     ):
-        EmbeddedServer.start(tmp_path)
+        EmbeddedServer.start(ready)
 
-    with EmbeddedServer.start(tmp_path):
-        holder = holder_of(tmp_path)
+    with EmbeddedServer.start(ready):
+        holder = holder_of(ready)
         assert holder is not None
         assert holder.pid == os.getpid()
-    assert holder_of(tmp_path) is None
+    assert holder_of(ready) is None
 
 
-async def test_sigkill_of_the_holder_ends_the_server_and_loses_nothing(tmp_path: Path) -> None:
-    with another_process_holding(tmp_path) as other:
+async def test_sigkill_of_the_holder_ends_the_server_and_loses_nothing(ready: Path) -> None:
+    with another_process_holding(ready) as other:
         await execute(other.dsn, "CREATE TABLE kept AS SELECT 1 AS one")
         other.kill()
 
-        with EmbeddedServer.start(tmp_path) as server:
+        with EmbeddedServer.start(ready) as server:
             assert not is_alive(other.server_pid)
             assert await count_of(server.dsn("postgres")) == 1
 
 
-async def test_sigkill_of_the_server_is_noticed_and_restart_loses_nothing(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path) as server:
+async def test_sigkill_of_the_server_is_noticed_and_restart_loses_nothing(ready: Path) -> None:
+    with EmbeddedServer.start(ready) as server:
         await execute(server.dsn("postgres"), "CREATE TABLE kept AS SELECT 1 AS one")
         killed = server.pid
         os.kill(killed, signal.SIGKILL)
@@ -290,8 +297,8 @@ async def test_sigkill_of_the_server_is_noticed_and_restart_loses_nothing(tmp_pa
         assert await count_of(server.dsn("postgres")) == 1
 
 
-async def test_busy_sessions_of_a_killed_server_do_not_stop_the_restart(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path) as server:
+async def test_busy_sessions_of_a_killed_server_do_not_stop_the_restart(ready: Path) -> None:
+    with EmbeddedServer.start(ready) as server:
         connection = await asyncpg.connect(server.dsn("postgres"))
         session: int = await connection.fetchval("SELECT pg_backend_pid()")
         # A loop that never waits does not notice that its postmaster has gone.
@@ -319,8 +326,8 @@ def wait_until_working(session: int) -> None:
     wait_until(has_worked)
 
 
-async def test_restart_of_a_running_server_loses_nothing(tmp_path: Path) -> None:
-    with EmbeddedServer.start(tmp_path) as server:
+async def test_restart_of_a_running_server_loses_nothing(ready: Path) -> None:
+    with EmbeddedServer.start(ready) as server:
         await execute(server.dsn("postgres"), "CREATE TABLE kept AS SELECT 1 AS one")
 
         server.restart()
@@ -328,13 +335,13 @@ async def test_restart_of_a_running_server_loses_nothing(tmp_path: Path) -> None
         assert await count_of(server.dsn("postgres")) == 1
 
 
-def test_a_server_left_behind_is_ended_first(tmp_path: Path) -> None:
-    EmbeddedServer.start(tmp_path).stop()
-    data = tmp_path / "postgres"
+def test_a_server_left_behind_is_ended_first(ready: Path) -> None:
+    EmbeddedServer.start(ready).stop()
+    data = ready / "postgres"
     orphan = start_without_holder(data)
     steps: list[str] = []
 
-    with EmbeddedServer.start(tmp_path, say=steps.append) as server:
+    with EmbeddedServer.start(ready, say=steps.append) as server:
         orphan.wait()
         assert server.is_running()
 

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from tests.conftest import Databases, temporary_server
 from tests.counting import (
     Counting,
     Storm,
+    Tally,
     assert_sound,
     expose,
     in_pieces,
@@ -110,6 +112,48 @@ async def test_backends_killed_under_load_lose_nothing(
     assert len(storm.requests) == len(answers)
     assert "unavailable" not in words_of(answers)
     await storm.assert_counted(shadow_owner, running)
+
+
+class Faulty(Tally):
+    """Metrics with a bug that shows twice: before a batch, and after one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faults = [KeyError("before"), None, KeyError("after")]
+
+    def batch_taken(self, size: int) -> None:
+        del size
+        self._fail()
+
+    def batch_decided(self, counts: Mapping[tuple[str, str], int]) -> None:
+        del counts
+        self._fail()
+
+    def _fail(self) -> None:
+        fault = self.faults.pop(0) if self.faults else None
+        if fault is not None:
+            raise fault
+
+
+async def test_a_bug_in_a_lane_fails_its_batch_and_nobody_after_it(
+    running: int, shadow_owner: Connection, shadow_dsn: str
+) -> None:
+    faulty = Faulty()
+    async with (
+        asyncio.timeout(DEADLINE_S),
+        running_counting(shadow_dsn, lanes=1, tally=faulty) as counting,
+    ):
+        before = await counting.execute(expose(running, "ann"), expose(running, "bob"))
+        after = await counting.execute(expose(running, "ann"))
+        later = await counting.execute(expose(running, "ann"), expose(running, "bob"))
+        left = counting.engine.waiting
+
+    assert not faulty.faults
+    assert ["OutcomeFailed", "OutcomeFailed"] == words_of(before)
+    assert ["exposed"] == words_of(after)
+    assert ["exposed before", "exposed"] == words_of(later)
+    assert 0 == left
+    await assert_sound(shadow_owner, running, exposed=2, units=0, total=0)
 
 
 async def begin(dsn: str, experiment_no: int, units: int, seed: int) -> Process:

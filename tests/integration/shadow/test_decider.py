@@ -25,12 +25,13 @@ from tollkeeper.shadow.evaluator import Evaluator
 from tollkeeper.shadow.model import (
     Adaptive,
     Direction,
+    ExperimentState,
     Metric,
     MetricKind,
     Variant,
     Verdict,
 )
-from tollkeeper.shadow.requests import AssignmentStatus
+from tollkeeper.shadow.requests import AssignmentStatus, Change
 
 WINNING = {"a": 0.1, "b": 0.3}
 ALIKE = {"a": 0.2, "b": 0.2}
@@ -352,6 +353,13 @@ async def test_the_evaluator_looks_and_counts(shadow: Shadow, shadow_owner: Conn
     assert best > 0.999
     assert 0 == registry.get_sample_value("shadow_deployments_without_testing")
     assert 1 == registry.get_sample_value("shadow_experiments", {"state": "running"})
+
+    await shadow.service.change("checkout", ACME, Change(state=ExperimentState.ENDED))
+    await evaluator.round(is_census=True)
+
+    assert 1 == registry.get_sample_value("shadow_experiments", {"state": "ended"})
+    gone = {"experiment": "checkout", "variant": "b"}
+    assert registry.get_sample_value("shadow_test_probability_best", gone) is None
 
 
 async def test_an_experiment_that_cannot_be_judged_holds_up_no_other(

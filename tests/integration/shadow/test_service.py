@@ -1,5 +1,6 @@
 """Experiments are made, changed, assigned and measured as asked, or not at all."""
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 
@@ -9,6 +10,7 @@ from tests.experiments import definition
 from tests.shadow_service import ACME, Shadow, assigned, report, running_shadow
 
 from tollkeeper.database.driver import Connection
+from tollkeeper.database.errors import SchemaMissing
 from tollkeeper.kernel.ids import TenantId
 from tollkeeper.shadow.errors import (
     DefinitionInvalid,
@@ -23,8 +25,10 @@ from tollkeeper.shadow.errors import (
     ProfileUnknown,
     StateRefused,
 )
+from tollkeeper.shadow.experiment_store import ExperimentStore
 from tollkeeper.shadow.model import (
     Adaptive,
+    Experiment,
     ExperimentState,
     Holdout,
     Metric,
@@ -75,6 +79,60 @@ async def test_an_experiment_of_another_tenant_is_not_there(shadow: Shadow) -> N
     assert isinstance(refused, ExperimentNotFound)
     assert () == (await shadow.service.snapshot(OTHER)).experiments
     assert [] == await shadow.service.page(OTHER, state=None, after=0, limit=10)
+
+
+class Asked(ExperimentStore):
+    """Remembers what was read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.snapshots = 0
+
+    async def read(self, connection: Connection, experiment_id: str) -> Experiment | None:
+        self.names.append(experiment_id)
+        return await super().read(connection, experiment_id)
+
+    async def of_interest(self, connection: Connection, *, limit: int) -> list[Experiment]:
+        self.snapshots += 1
+        return await super().of_interest(connection, limit=limit)
+
+
+async def test_a_list_of_outcomes_asks_once_for_an_experiment_that_is_not_there(
+    shadow_dsn: str,
+) -> None:
+    asked = Asked()
+    outcomes = [report(f"u-{number}", name="gone") for number in range(100)]
+    async with running_shadow(shadow_dsn, store=asked) as shadow:
+        results = await shadow.service.record(outcomes, ACME)
+
+    assert {ExperimentNotFound} == set(map(type, results))
+    assert len(outcomes) == len(results)
+    assert ["gone"] == asked.names
+
+
+async def test_who_asks_for_the_snapshot_at_once_has_it_read_once(shadow_dsn: str) -> None:
+    asked = Asked()
+    async with running_shadow(shadow_dsn, store=asked) as shadow:
+        await shadow.running()
+        seen = await asyncio.gather(*(shadow.service.snapshot(ACME) for _ in range(50)))
+        snapshots = asked.snapshots
+        await shadow.service.change("checkout", ACME, Change(state=ExperimentState.PAUSED))
+        (after,) = (await shadow.service.snapshot(ACME)).experiments
+
+    assert {1} == {len(snapshot.experiments) for snapshot in seen}
+    assert 1 == snapshots
+    assert ExperimentState.PAUSED is after.state
+
+
+async def test_what_is_wrong_with_the_database_stays_the_database_layers_error(
+    shadow: Shadow, shadow_owner: Connection
+) -> None:
+    """Whose words, as of functions and hosts, no caller is shown."""
+    await shadow_owner.execute("DROP FUNCTION create_experiment(text, text, jsonb)")
+
+    with pytest.raises(SchemaMissing):
+        await shadow.service.create("checkout", definition(), ACME)
 
 
 async def test_pages_follow_each_other(shadow: Shadow) -> None:

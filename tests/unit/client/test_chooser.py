@@ -76,7 +76,7 @@ class FakeService:
         found = {
             "unit_id": unit["unit_id"], "status": "assigned", "epoch": unit["epoch"],
             "variant": variant or here(str(unit["unit_id"])), "probability": 0.5,
-            "exposed_at": unit["exposed_at"],
+            "exposed_at": unit.get("exposed_at", "2026-01-02T00:00:00Z"),
         }  # fmt: skip
         return {"status": 201, "assignment": found}
 
@@ -242,6 +242,35 @@ async def test_one_faulty_unit_does_not_take_others_with_it() -> None:
     assert {"a", "b", "c", "d"} == {unit["unit_id"] for unit in service.reported}
 
 
+async def test_attributes_that_are_no_json_do_not_stop_the_reports() -> None:
+    service = FakeService()
+    async with routed(service.respond) as url, chooser_of(url) as chooser:
+        chosen = chooser.choose("checkout", "a", {"plan": object()})  # type: ignore[dict-item]  # as callers do
+        chooser.choose("checkout", "b", {"plan": "pro"})
+        await until(lambda: chooser.waiting == 0)
+
+    assert "assigned" == chosen.status
+    assert (1, 1, 0) == (chooser.reported, chooser.refused, chooser.dropped)
+
+
+async def test_a_clock_that_is_ahead_of_the_services_loses_no_choice() -> None:
+    service, refused = FakeService(), list[bytes]()
+    fault = {"field": "units[0].exposed_at", "detail": "must not be in the future"}
+
+    def respond(request: bytes) -> bytes:
+        if b"exposed_at" in request:
+            refused.append(request)
+            return answer(400, {"type": "urn:tollkeeper:problem:x", "errors": [fault]})
+        return service.respond(request)
+
+    async with routed(respond) as url, chooser_of(url, SLOW) as chooser:
+        for number in range(100):
+            chooser.choose("checkout", f"user-{number}")
+
+    assert (100, 0, 0) == (chooser.reported, chooser.refused, chooser.dropped)
+    assert 1 == len(refused)
+
+
 async def test_what_the_service_cannot_take_now_waits() -> None:
     unknown = {"type": "urn:tollkeeper:problem:epoch-unknown", "title": "T", "status": 400}
     busy_ones: list[dict[str, object]] = [{"status": 503}, {"status": 400, "problem": unknown}]
@@ -307,7 +336,8 @@ async def test_what_cannot_be_a_unit_is_not_assigned() -> None:
     service = FakeService()
     async with routed(service.respond) as url, chooser_of(url) as chooser:
         found = {chooser.choose("checkout", text) for text in ("", "x" * 129, "a\0", "\ud800")}
+        number = chooser.choose("checkout", 7)  # type: ignore[arg-type]  # as callers do
         widest = chooser.choose("checkout", "ü" * 64)
 
-    assert {Choice("v0", None, None, "invalid")} == found
+    assert {Choice("v0", None, None, "invalid")} == {*found, number}
     assert "assigned" == widest.status

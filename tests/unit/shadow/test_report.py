@@ -143,6 +143,15 @@ def test_pictures_show_the_control_and_the_variants_that_are_most_probably_best(
     assert ">v49<" in densities
 
 
+def test_a_picture_names_what_begins_with_an_underscore_and_writes_lifts_out() -> None:
+    wanted = definition(variants=variants(["_old", "_new"]), control="_old")
+    pictures = svgs_of(report_of([binary([(20, 1), (20, 18)], wanted)]))
+
+    for picture in pictures.values():
+        assert "_new<" in picture
+        assert "e+03" not in picture
+
+
 def test_the_course_of_a_variant_has_each_look_and_the_present() -> None:
     whole = report("four")
     later = msgspec.structs.replace(whole, past=whole.past[:-1])
@@ -171,7 +180,8 @@ def test_the_headline_says_what_counts() -> None:
     assert analysis.last_look is not None
     gone = msgspec.structs.replace(analysis.last_look, is_expired=True)
     expired = msgspec.structs.replace(analysis, last_look=gone)
-    deployable = msgspec.structs.replace(report("two"), deployed=None)
+    deployable = msgspec.structs.replace(report("two"), deployed=None, state="running")
+    taken_back = msgspec.structs.replace(report("two"), deployed=None)
 
     assert ("Deployed: everybody gets b.", "good") == headline_of(report("two"))
     assert ("No look has been taken yet: nothing is decided.", "plain") == headline_of(
@@ -179,6 +189,7 @@ def test_the_headline_says_what_counts() -> None:
     )
     assert "has expired" in headline_of(Report(analysis=expired)).text
     assert "rejects" not in headline_of(deployable).text
+    assert "may be deployed" not in headline_of(taken_back).text
     assert "conditions do not hold yet" in headline_of(report("four")).text
     assert "of variants that are no better" in promise_of(report("four"))
 
