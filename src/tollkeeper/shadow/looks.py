@@ -15,6 +15,7 @@ from tollkeeper.shadow.model import Definition, ExperimentId, Verdict
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
     """How far an experiment is: counted units of all arms, and its last look, if there was one.
 
+    `counted` may be 0 where no look can be due any more, or while a verdict to deploy stands.
     `counted_then` is what was counted at the last look; it is known where no looks are planned.
     """
 

@@ -213,6 +213,7 @@ async def test_the_plan_ends_in_a_verdict(shadow: Shadow, shadow_owner: Connecti
     row = await shadow_owner.fetchrow("SELECT look, verdict FROM decisions")
     assert row is not None
     assert (10, "reject") == (row["look"], row["verdict"])
+    assert [0] == [each.counted for each in await shadow.decider.standings()]  # nobody counts again
 
 
 async def test_a_verdict_to_deploy_is_not_looked_away(shadow: Shadow) -> None:

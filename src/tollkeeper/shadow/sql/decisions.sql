@@ -9,14 +9,21 @@ FROM (SELECT clock_timestamp() AS moment) AS s
 
 -- standings --
 -- How far experiments that go on are, all or one: counted units of the first metric, and their last look. What was
--- counted then is asked only where looks are not planned.
+-- counted then is asked only where looks are not planned; and nothing is counted (0) where none can be due: a verdict
+-- to deploy stands, or the plan is used up. Every process asks each second.
 SELECT
     e.experiment_no, e.experiment_id, e.definition::text AS definition, clock_timestamp() AS moment,
-    (
-        SELECT coalesce(sum(a.units), 0)::bigint
-        FROM experiment_arms(e.experiment_no, clock_timestamp()) AS a
-        WHERE a.metric_no = 0
-    ) AS counted,
+    CASE
+        WHEN
+            l.look >= (e.definition ->> 'looks')::integer
+            OR l.verdict = 'deploy' AND l.expires_at > clock_timestamp()
+            THEN 0
+        ELSE (
+            SELECT coalesce(sum(a.units), 0)::bigint
+            FROM experiment_arms(e.experiment_no, clock_timestamp()) AS a
+            WHERE a.metric_no = 0
+        )
+    END AS counted,
     l.look, l.verdict, l.expires_at,
     (
         SELECT coalesce(sum((a.arm ->> 'units')::bigint), 0)::bigint
