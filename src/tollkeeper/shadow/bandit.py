@@ -22,6 +22,9 @@ from tollkeeper.shadow.statistics import NO_STATISTICS, ArmStatistics, Moments, 
 LEAST_UNITS = 100
 """Units that every arm must have before weights change."""
 
+NEGLIGIBLE = 1e-300
+"""Probability that nothing can be divided by: the quotient might be no double."""
+
 TOP_TWO_SHARE = 0.5
 """Share of the units that the leader gets in top-two sampling, if it is sure to lead."""
 
@@ -87,9 +90,9 @@ def top_two_weights(p_best: Sequence[float], beta: float = TOP_TWO_SHARE) -> tup
     if len(shares) == 1:
         return shares
     others = [fsum(shares[:arm] + shares[arm + 1 :]) for arm in range(len(shares))]
-    if min(others) == 0:  # one arm is best in every draw: nothing is known of the second
+    if min(others) < NEGLIGIBLE:  # one arm is best in every draw: nothing is known of the second
         rest = (1 - beta) / (len(shares) - 1)
-        return tuple(beta if other == 0 else rest for other in others)
+        return tuple(beta if other < NEGLIGIBLE else rest for other in others)
     odds = [share / other for share, other in zip(shares, others, strict=True)]
     return tuple(
         share * (beta + (1 - beta) * fsum(odds[:arm] + odds[arm + 1 :]))

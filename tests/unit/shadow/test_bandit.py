@@ -59,6 +59,7 @@ def test_a_sure_leader_leaves_the_rest_to_all_others(arms: int) -> None:
 
     assert expected == top_two_weights(sure)
     assert expected == top_two_weights(nearly)
+    assert pytest.approx((0.5, 0.25, 0.25)) == top_two_weights((1.0, 1e-310, 0.0))
     assert (1.0,) == top_two_weights((1.0,))
 
 
