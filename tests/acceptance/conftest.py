@@ -59,7 +59,7 @@ class Service:
     url: str
     api_key: str
     credits_dsn: str
-    pid: int
+    process: Program
 
     @property
     def environment(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ class ShadowService:
     url: str
     api_key: str
     shadow_dsn: str
-    pid: int
+    process: Program
 
     @property
     def environment(self) -> dict[str, str]:
@@ -167,8 +167,8 @@ def running_service(
     """Run `tollkeeper serve credits` on a free port until the block ends."""
     api_key = create_key(access_dsn, folder / "dev.key")
     dsns = {"TOLLKEEPER_CREDITS_DSN": credits_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
-    with serving("credits", {**dsns, **(settings or {})}, folder / "service.log") as (url, pid):
-        yield Service(url, api_key, credits_dsn, pid)
+    with serving("credits", {**dsns, **(settings or {})}, folder / "service.log") as (url, process):
+        yield Service(url, api_key, credits_dsn, process)
 
 
 @contextmanager
@@ -178,13 +178,13 @@ def running_shadow(
     """Run `tollkeeper serve shadow` on a free port until the block ends."""
     api_key = create_key(access_dsn, folder / "dev.key")
     dsns = {"TOLLKEEPER_SHADOW_DSN": shadow_dsn, "TOLLKEEPER_ACCESS_DSN": access_dsn}
-    with serving("shadow", {**dsns, **(settings or {})}, folder / "service.log") as (url, pid):
-        yield ShadowService(url, api_key, shadow_dsn, pid)
+    with serving("shadow", {**dsns, **(settings or {})}, folder / "service.log") as (url, process):
+        yield ShadowService(url, api_key, shadow_dsn, process)
 
 
 @contextmanager
-def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple[str, int]]:
-    """Run a service on a free port until the block ends; lend its URL and its process id."""
+def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple[str, Program]]:
+    """Run a service on a free port until the block ends; lend its URL and its process."""
     port = free_port()
     with log.open("wb") as output:
         process = start(
@@ -196,7 +196,7 @@ def serving(name: str, settings: Mapping[str, str], log: Path) -> Iterator[tuple
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, log)
-        yield url, process.pid
+        yield url, process
     finally:
         process.terminate()
         try:

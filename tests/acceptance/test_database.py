@@ -10,7 +10,7 @@ def test_the_process_that_answers_names_itself(service: Service) -> None:
     status = service.run("db", "status", "--json")
     slow = service.run("db", "slow", "--json")
 
-    assert [service.pid] * 2 == [status.json()["pid"], slow.json()["pid"]]
+    assert [service.process.pid] * 2 == [status.json()["pid"], slow.json()["pid"]]
     assert [0, 0] == [status.code, slow.code]
 
 

@@ -445,12 +445,12 @@ async def test_after_sigterm_all_that_was_booked_is_answered(
                     callers.create_task(spend(client, service.url, number))
                 while len(answers) < 500:
                     await asyncio.sleep(0.01)
-                os.kill(service.pid, signal.SIGTERM)
-        _, ended = await asyncio.to_thread(os.waitpid, service.pid, 0)
+                os.kill(service.process.pid, signal.SIGTERM)
+        ended = await asyncio.to_thread(service.process.wait)
         connection = await asyncpg.connect(credits_dsn)
         booked = await connection.fetchval("SELECT version FROM accounts WHERE account_id = 'hot'")
         await connection.close()
 
-    assert 0 == os.waitstatus_to_exitcode(ended)
+    assert 0 == ended
     assert {201} == set(answers)
     assert 1 + len(answers) == booked

@@ -249,13 +249,13 @@ async def test_a_balancer_that_follows_readiness_sees_no_failure(
                     tasks.create_task(spend(client, service.url, f"a{number}", balancer))
                 while len(answers) < 300:
                     await asyncio.sleep(0.01)
-                os.kill(service.pid, signal.SIGTERM)
+                os.kill(service.process.pid, signal.SIGTERM)
             # It was told, and still answers: what a slower balancer sends meanwhile is served.
             late = await client.get(f"{service.url}/v1/accounts/hot")
-        _, ended = await asyncio.to_thread(os.waitpid, service.pid, 0)
+        ended = await asyncio.to_thread(service.process.wait)
         booked = await versions(credits_dsn)
 
-    assert 0 == os.waitstatus_to_exitcode(ended)
+    assert 0 == ended
     assert ({"service": "draining"}, False) == (
         balancer.refusal["faults"], balancer.refusal["ready"],
     )  # fmt: skip

@@ -40,7 +40,7 @@ from tollkeeper.shadow.errors import (
     GateRefused,
 )
 from tollkeeper.shadow.experiment_store import ExperimentStore
-from tollkeeper.shadow.looks import Standing, due_look
+from tollkeeper.shadow.looks import Standing, due_look, next_look_at
 from tollkeeper.shadow.metrics import DecisionMetrics
 from tollkeeper.shadow.model import (
     Decision,
@@ -353,7 +353,9 @@ class Decider:
             winner = names[look.variant_no or 0]
             return None, refused(Verdict.HOLD, f"the verdict is for variant {winner}")
         if look.expires_at is None or look.expires_at <= self._with.clock.now():
-            return None, refused(Verdict.HOLD, "the verdict has expired; a new look is due")
+            is_over = next_look_at(experiment.definition, look.look) is None
+            follows = "its plan is used up: create another" if is_over else "the next look decides"
+            return None, refused(Verdict.HOLD, f"the verdict has expired; {follows}")
         decision, _ = await self._decide(
             connection, experiment.experiment_no, kind="confirmation", look=look.look
         )

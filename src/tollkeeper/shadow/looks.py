@@ -6,10 +6,16 @@ made up for. A verdict to deploy stands until it expires: it is not looked away.
 """
 
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
 from tollkeeper.shadow.model import Definition, ExperimentId, Verdict
+
+
+UNPLANNED_PERCENT: Final = 101
+"""Where no looks are planned, there is one when so much of what was counted is counted: a decision
+is kept with its inputs, and one a second tells nothing more."""
 
 
 class Standing(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,7 +43,8 @@ def due_look(standing: Standing) -> int | None:
     if standing.verdict is Verdict.DEPLOY and stands:
         return None
     if definition.looks is None:
-        return last + 1 if standing.counted > standing.counted_then else None
+        is_more = standing.counted * 100 > standing.counted_then * UNPLANNED_PERCENT
+        return last + 1 if is_more else None
     due = min(definition.looks, standing.counted * definition.looks // definition.units)
     return due if due > last else None
 
