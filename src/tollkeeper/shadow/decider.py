@@ -353,7 +353,8 @@ class Decider:
             winner = names[look.variant_no or 0]
             return None, refused(Verdict.HOLD, f"the verdict is for variant {winner}")
         if look.expires_at is None or look.expires_at <= self._with.clock.now():
-            is_over = next_look_at(experiment.definition, look.look) is None
+            definition = experiment.definition
+            is_over = definition.looks is not None and not next_look_at(definition, look.look)
             follows = "its plan is used up: create another" if is_over else "the next look decides"
             return None, refused(Verdict.HOLD, f"the verdict has expired; {follows}")
         decision, _ = await self._decide(

@@ -12,7 +12,6 @@ import msgspec
 
 from tollkeeper.shadow.model import Definition, ExperimentId, Verdict
 
-
 UNPLANNED_PERCENT: Final = 101
 """Where no looks are planned, there is one when so much of what was counted is counted: a decision
 is kept with its inputs, and one a second tells nothing more."""
