@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_HTTP_TIMEOUT := 20
 # Images of containers forbid it. Tests start hundreds of processes: each would compile all modules anew.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -23,9 +24,13 @@ $(STAMP): pyproject.toml requirements.lock
 	  echo "Tollkeeper needs Python 3.11 or newer with venv; set PYTHON=/path/to/python3" >&2; exit 1; fi; \
 	echo "creating $(VENV) with $$($$python --version)"; \
 	"$$python" -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[embedded,report,dev]' \
-	  || { echo 'no embedded PostgreSQL for this platform: using the PostgreSQL on PATH'; \
-	       $(BIN)/python -m pip install --quiet --constraint requirements.lock --editable '.[report,dev]'; }
+	@# uv takes 5 s for what takes pip a minute; where it cannot be had, or cannot reach what pip reaches, pip does it.
+	@$(BIN)/python -m pip install --quiet 'uv<1' || echo 'no uv for this platform: pip does it'
+	@with="--constraint requirements.lock --editable"; \
+	if [ -x $(BIN)/uv ] && $(BIN)/uv pip install --quiet --python $(BIN)/python $$with '.[embedded,report,dev]'; then :; \
+	elif $(BIN)/python -m pip install --quiet $$with '.[embedded,report,dev]'; then :; \
+	else echo 'no embedded PostgreSQL for this platform: using the PostgreSQL on PATH'; \
+	  $(BIN)/python -m pip install --quiet $$with '.[report,dev]'; fi
 	@touch $@
 
 demo: $(STAMP) ## start everything, bill real requests, stay up (ARGS=--exit: end after the summary)
@@ -69,7 +74,6 @@ soak: $(STAMP) ## 200 kills under load; 2,000 examples of each property; growth 
 	@$(BIN)/python -m benchmarks --only growth $(ARGS)
 
 lock: $(STAMP) ## resolve requirements.lock anew
-	@$(BIN)/python -m pip install --quiet uv
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-header --no-annotate \
 	  --upgrade --all-extras pyproject.toml --output-file requirements.lock
 
