@@ -172,6 +172,29 @@ CREATE INDEX deployments_by_experiment ON deployments (experiment_no, deployed_a
 
 COMMENT ON TABLE deployments IS 'variants that everybody gets; each stands on a decision';
 
+-- An experiment with its epochs and what is deployed of it, as everybody reads it.
+CREATE VIEW experiments_in_whole AS
+SELECT
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
+    e.started_at, e.ended_at,
+    (
+        SELECT d.variant_no
+        FROM deployments AS d
+        WHERE d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
+    ) AS deployed_no,
+    ARRAY(
+        SELECT p.begun_at
+        FROM epochs AS p
+        WHERE p.experiment_no = e.experiment_no
+        ORDER BY p.epoch
+    ) AS begun_at,
+    (
+        SELECT array_agg(p.weights ORDER BY p.epoch)
+        FROM epochs AS p
+        WHERE p.experiment_no = e.experiment_no
+    ) AS weights
+FROM experiments AS e;
+
 -- Whoever counts shares an experiment, whoever decides or changes it has it alone; until the commit.
 CREATE FUNCTION share_experiment(which integer) RETURNS void
 LANGUAGE sql AS $$ SELECT pg_advisory_xact_lock_shared(5005, which) $$;
@@ -817,7 +840,7 @@ GRANT EXECUTE ON FUNCTION roll_back_deployment(uuid, text, text) TO tollkeeper_s
 GRANT EXECUTE ON FUNCTION deployments_without_testing() TO tollkeeper_shadow;
 
 GRANT SELECT ON
-experiments, epochs, units, outcomes, unit_values, arm_exposures, arm_statistics, decisions, deployments
+experiments, experiments_in_whole, epochs, units, outcomes, unit_values, arm_exposures, arm_statistics, decisions, deployments
 TO tollkeeper_shadow;
 GRANT INSERT ON units, outcomes, unit_values, arm_exposures, arm_statistics TO tollkeeper_shadow;
 GRANT UPDATE (epoch, variant_no, exposed_at, probability, attributes) ON units TO tollkeeper_shadow;
@@ -838,6 +861,7 @@ DROP FUNCTION deployments_without_testing();
 DROP FUNCTION roll_back_deployment(uuid, text, text);
 DROP FUNCTION deploy_variant(uuid, bigint, text);
 DROP FUNCTION decision_hash(decisions);
+DROP VIEW experiments_in_whole;
 DROP TABLE deployments, decisions, arm_statistics, arm_exposures, unit_values, outcomes, units, epochs;
 DROP FUNCTION refuse_shadow_row();
 DROP FUNCTION refuse_shadow_change();

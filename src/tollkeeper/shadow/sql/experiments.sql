@@ -17,73 +17,25 @@ SELECT begin_epoch($1, $2, $3)
 -- experiment --
 -- One by its id, with its epochs and what is deployed of it.
 SELECT
-    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
-    e.started_at, e.ended_at,
-    (
-        SELECT d.variant_no
-        FROM deployments AS d
-        WHERE d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
-    ) AS deployed_no,
-    ARRAY(
-        SELECT p.begun_at
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-        ORDER BY p.epoch
-    ) AS begun_at,
-    (
-        SELECT array_agg(p.weights ORDER BY p.epoch)
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-    ) AS weights
-FROM experiments AS e
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition, e.state, e.version, e.created_at, e.started_at,
+    e.ended_at, e.deployed_no, e.begun_at, e.weights
+FROM experiments_in_whole AS e
 WHERE e.experiment_id = $1
 
 -- experiments_by_number --
 -- Those of these numbers.
 SELECT
-    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
-    e.started_at, e.ended_at,
-    (
-        SELECT d.variant_no
-        FROM deployments AS d
-        WHERE d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
-    ) AS deployed_no,
-    ARRAY(
-        SELECT p.begun_at
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-        ORDER BY p.epoch
-    ) AS begun_at,
-    (
-        SELECT array_agg(p.weights ORDER BY p.epoch)
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-    ) AS weights
-FROM unnest($1::integer[]) AS wanted (experiment_no)
-INNER JOIN experiments AS e ON e.experiment_no = wanted.experiment_no
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition, e.state, e.version, e.created_at, e.started_at,
+    e.ended_at, e.deployed_no, e.begun_at, e.weights
+FROM experiments_in_whole AS e
+WHERE e.experiment_no = any($1::integer[])
 
 -- experiments --
 -- A page of them, oldest first; of a tenant, in a state, or all.
 SELECT
-    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
-    e.started_at, e.ended_at,
-    (
-        SELECT d.variant_no
-        FROM deployments AS d
-        WHERE d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
-    ) AS deployed_no,
-    ARRAY(
-        SELECT p.begun_at
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-        ORDER BY p.epoch
-    ) AS begun_at,
-    (
-        SELECT array_agg(p.weights ORDER BY p.epoch)
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-    ) AS weights
-FROM experiments AS e
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition, e.state, e.version, e.created_at, e.started_at,
+    e.ended_at, e.deployed_no, e.begun_at, e.weights
+FROM experiments_in_whole AS e
 WHERE
     e.experiment_no > $1 AND ($2::text IS NULL OR e.tenant_id = $2) AND ($3::text IS NULL OR e.state = $3)
 ORDER BY e.experiment_no
@@ -92,22 +44,10 @@ LIMIT $4
 -- experiments_of_interest --
 -- Those that units are assigned by: running, paused, or deployed.
 SELECT
-    e.experiment_no, e.experiment_id, e.tenant_id, e.definition::text AS definition, e.state, e.version, e.created_at,
-    e.started_at, e.ended_at, d.variant_no AS deployed_no,
-    ARRAY(
-        SELECT p.begun_at
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-        ORDER BY p.epoch
-    ) AS begun_at,
-    (
-        SELECT array_agg(p.weights ORDER BY p.epoch)
-        FROM epochs AS p
-        WHERE p.experiment_no = e.experiment_no
-    ) AS weights
-FROM experiments AS e
-LEFT JOIN deployments AS d ON d.experiment_no = e.experiment_no AND d.rolled_back_at IS NULL
-WHERE e.state IN ('running', 'paused') OR d.variant_no IS NOT NULL
+    e.experiment_no, e.experiment_id, e.tenant_id, e.definition, e.state, e.version, e.created_at, e.started_at,
+    e.ended_at, e.deployed_no, e.begun_at, e.weights
+FROM experiments_in_whole AS e
+WHERE e.state IN ('running', 'paused') OR e.deployed_no IS NOT NULL
 ORDER BY e.experiment_no
 LIMIT $1
 
