@@ -22,9 +22,9 @@ FORGED = (
 
 
 @pytest.fixture
-def dsn(databases: Databases) -> Iterator[str]:
-    """A fresh database of the shadow service."""
-    with databases.fresh("shadow") as dsn:
+def dsn(other_databases: Databases) -> Iterator[str]:
+    """A fresh database of the shadow service, on each PostgreSQL installed here."""
+    with other_databases.fresh("shadow") as dsn:
         yield dsn
 
 
