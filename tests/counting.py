@@ -38,7 +38,7 @@ def expose(
     epoch: int = 1, attributes: bytes | None = None,
 ) -> Expose:  # fmt: skip
     return Expose(
-        experiment_no=experiment_no, unit_id=unit_id, shard=shard_of(unit_id), version=1,
+        experiment_no=experiment_no, unit_id=unit_id, shard=shard_of(unit_id),
         variant_no=variant_no, epoch=epoch, probability=0.5, exposed_at=exposed_at,
         attributes=attributes,
     )  # fmt: skip
@@ -49,7 +49,7 @@ def record(
     metric_no: int = 0, occurred_at: datetime | None = None,
 ) -> Record:  # fmt: skip
     return Record(
-        experiment_no=experiment_no, unit_id=unit_id, shard=shard_of(unit_id), version=1,
+        experiment_no=experiment_no, unit_id=unit_id, shard=shard_of(unit_id),
         outcome_id=outcome_id, metric_no=metric_no, value_micro=round(value * MICRO),
         occurred_at=occurred_at,
     )  # fmt: skip

@@ -102,7 +102,7 @@ class Requests:
     def exposure(self, unit_id: str, exposed_at: datetime | None = None) -> Expose:
         """Assign a unit."""
         return Expose(
-            experiment_no=self.experiment_no, unit_id=unit_id, shard=shard_of(unit_id), version=1,
+            experiment_no=self.experiment_no, unit_id=unit_id, shard=shard_of(unit_id),
             variant_no=shard_of(unit_id) % 2, epoch=1, probability=0.5, exposed_at=exposed_at,
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ class Requests:
         unit_id = f"unit-{int(draw * UNITS):06d}"
         metric_no = number % 2
         return Record(
-            experiment_no=self.experiment_no, unit_id=unit_id, shard=shard_of(unit_id), version=1,
+            experiment_no=self.experiment_no, unit_id=unit_id, shard=shard_of(unit_id),
             outcome_id=f"outcome-{number:09d}", metric_no=metric_no,
             value_micro=int(draw * 1e8) if metric_no else MICRO * (number % 10 == 0),
         )  # fmt: skip

@@ -344,8 +344,6 @@ class Expose(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     experiment_no: int
     unit_id: str
     shard: int
-    version: int
-    """Of the experiment, as the one who chose knew it."""
     variant_no: int
     epoch: int
     probability: float
@@ -361,7 +359,6 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     experiment_no: int
     unit_id: str
     shard: int
-    version: int
     outcome_id: str
     metric_no: int
     value_micro: int
